@@ -1,0 +1,1 @@
+"""Pretrain a language model on your own text."""

@@ -1,0 +1,384 @@
+"""Publish and open artifacts: folders that are complete, verified and never change.
+
+A folder is an artifact when it holds `manifest.json`, written last: stage, version, key, resolved config, digests of
+the inputs, counts, and the sha256 of every file. `publish` is the only writer and `open_verified` the only reader.
+A stage of a run is a pointer (a relative symbolic link, swapped atomically) to such a folder, so that replacing one is
+never seen half done. Run folders with their growing logs and locks are not artifacts; they live in `training/`.
+
+    runs/wiki/                     a run
+        corpus -> .stages/corpus-1f2e3d4c5b6a        the pointer
+        .stages/corpus-1f2e3d4c5b6a/manifest.json    the artifact
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seedbed.errors import DiskError, IncompatibleError, IntegrityError, disk_errors
+
+__all__ = [
+    "MANIFEST",
+    "Artifact",
+    "Draft",
+    "current_stage",
+    "digest_of",
+    "file_digest",
+    "open_verified",
+    "publish",
+    "publish_stage",
+    "stage_key",
+    "write_json",
+]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    ).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the key under which a stage's result is reused: its section, its inputs' content, its version."""
+    return digest_of({"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs)})
+
+
+@dataclass(slots=True)
+class Draft:
+    """A folder being filled; becomes an artifact when its `publish` block ends without an error."""
+
+    path: Path
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Artifact:
+    """A complete folder whose manifest was checked; files are verified the first time they are asked for."""
+
+    path: Path
+    manifest: dict[str, Any]
+    _verified: set[str] = field(default_factory=set)
+
+    @property
+    def digest(self) -> str:
+        """Content digest: stage, version and files; independent of where and when it was made."""
+        return str(self.manifest["digest"])
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The stage's counts."""
+        return dict(self.manifest["counts"])
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files, sorted."""
+        return sorted(self.manifest["files"])
+
+    def file(self, name: str) -> Path:
+        """Return the path of one file after checking its sha256 (once per artifact object).
+
+        Raises:
+            IntegrityError: the file is missing or its content differs; names the file and both hashes.
+        """
+        path = self.path / name
+        if name in self._verified:
+            return path
+        expected = self.manifest["files"].get(name)
+        if expected is None:
+            raise IntegrityError(
+                f"{self.path} has no file {name!r}; its manifest lists {', '.join(self.files)}."
+            )
+        if not path.is_file():
+            raise IntegrityError(
+                f"{path} is missing, though the manifest lists it.",
+                hint="restore it from a copy, or rerun the stage",
+            )
+        found = file_digest(path)
+        if found != expected["sha256"]:
+            raise IntegrityError(
+                f"{path} was changed after it was written: sha256 {found}, expected {expected['sha256']}.",
+                hint="restore it from a copy, or rerun the stage",
+            )
+        self._verified.add(name)
+        return path
+
+    def verify(self) -> None:
+        """Check every file."""
+        for name in self.files:
+            self.file(name)
+
+
+@contextmanager
+def publish(
+    target: Path,
+    *,
+    stage: str,
+    version: int,
+    config: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Iterator[Draft]:
+    """Fill a folder and make it an artifact: write beside, flush, manifest last, rename, flush the folder.
+
+    Args:
+        target: the folder to create. It must not exist: artifacts are never overwritten.
+        stage: what kind of artifact this is, for example "corpus".
+        version: version of the stage's format and meaning.
+        config: the resolved config of the stage, as plain JSON values.
+        inputs: content digests of what it was made from, by name.
+
+    Raises:
+        DiskError: the disk is full or the folder cannot be written. The half-written folder is removed.
+        IncompatibleError: `target` exists.
+    """
+    if target.exists():
+        raise IncompatibleError(
+            f"{target} exists already; artifacts are never overwritten.",
+            hint="choose another name or remove it",
+        )
+    temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    with disk_errors(target, doing="writing"):
+        try:
+            temporary.mkdir(parents=True)
+            draft = Draft(temporary)
+            yield draft
+            files: dict[str, dict[str, Any]] = {}
+            for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+                _flush(path)
+                files[path.relative_to(temporary).as_posix()] = {
+                    "sha256": file_digest(path),
+                    "bytes": path.stat().st_size,
+                }
+            manifest: dict[str, Any] = {
+                "format": FORMAT,
+                "stage": stage,
+                "version": version,
+                "key": stage_key(stage, version, config or {}, inputs or {}),
+                "config": dict(config or {}),
+                "inputs": dict(inputs or {}),
+                "counts": draft.counts,
+                "files": files,
+                "digest": digest_of(
+                    {"stage": stage, "version": version, "files": {n: f["sha256"] for n, f in files.items()}}
+                ),
+            }
+            manifest["root"] = digest_of(manifest)
+            write_json(temporary / MANIFEST, manifest)
+            for folder in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
+                _flush(folder)
+            os.rename(temporary, target)
+            _flush(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def open_verified(path: Path | str, *, stage: str | None = None, version: int | None = None) -> Artifact:
+    """Open an artifact: check its manifest, its format and that every listed file is there with its size.
+
+    Contents are hashed by `Artifact.file` when first touched, so opening a large artifact is quick.
+
+    Raises:
+        IntegrityError: unfinished (no manifest), damaged manifest, missing or truncated file.
+        IncompatibleError: another stage than asked for, or a version this release does not read.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        what = (
+            "does not exist"
+            if not path.exists()
+            else f"has no {MANIFEST}: it is unfinished, or not made by seedbed"
+        )
+        raise IntegrityError(
+            f"{path} {what}.",
+            hint=f"run the stage that makes it{f' (seedbed {stage} RECIPE)' if stage else ''}",
+        )
+    try:
+        manifest = json.loads(manifest_path.read_bytes())
+        root = manifest.pop("root")
+        sound = digest_of(manifest) == root
+    except (ValueError, KeyError, AttributeError) as error:
+        raise IntegrityError(
+            f"{manifest_path} is damaged: {error}.", hint="restore it from a copy, or rerun the stage"
+        ) from error
+    if not sound:
+        raise IntegrityError(
+            f"{manifest_path} was changed after it was written: sha256 {digest_of(manifest)}, expected {root}.",
+            hint="restore it from a copy, or rerun the stage",
+        )
+    manifest["root"] = root
+    if manifest["format"] != FORMAT:
+        raise IncompatibleError(
+            f"{path} has artifact format {manifest['format']}; this release reads {FORMAT}.",
+            hint="rerun the stage",
+        )
+    if stage is not None and manifest["stage"] != stage:
+        raise IncompatibleError(
+            f"{path} is a {manifest['stage']!r} artifact, not {stage!r}.",
+            hint=f"give the folder that `seedbed {stage}` made",
+        )
+    if version is not None and manifest["version"] != version:
+        raise IncompatibleError(
+            f"{path} has {manifest['stage']} version {manifest['version']}; this release reads {version}.",
+            hint="rerun the stage",
+        )
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise IntegrityError(
+                f"{file} is missing, though the manifest lists it.",
+                hint="restore it from a copy, or rerun the stage",
+            )
+        if (size := file.stat().st_size) != expected["bytes"]:
+            raise IntegrityError(
+                f"{file} has {size} bytes, expected {expected['bytes']}.",
+                hint="restore it from a copy, or rerun the stage",
+            )
+    return Artifact(path, manifest)
+
+
+def current_stage(
+    run: Path,
+    stage: str,
+    *,
+    version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    replace: bool = False,
+) -> Artifact | None:
+    """Return the run's finished artifact for this stage if its key is the same, None if the stage must run.
+
+    Raises:
+        IncompatibleError: the run holds this stage made from another config, other inputs or by another version,
+            and `replace` is false. Names what differs.
+    """
+    pointer = run / stage
+    if not pointer.exists():
+        return None
+    try:
+        artifact = open_verified(pointer, stage=stage)
+    except IntegrityError:
+        if replace:
+            return None
+        raise
+    if artifact.manifest["key"] == stage_key(stage, version, config, inputs):
+        return artifact
+    if replace:
+        return None
+    changes = _changes("", artifact.manifest["config"], dict(config)) + _changes(
+        "input ", artifact.manifest["inputs"], dict(inputs)
+    )
+    if artifact.manifest["version"] != version:
+        changes.append(f"version {artifact.manifest['version']} -> {version}")
+    raise IncompatibleError(
+        f"{pointer} was made differently: {'; '.join(changes[:5])}{' ...' if len(changes) > 5 else ''}.",
+        hint="use another run folder (run=...), or --replace to make this stage anew",
+    )
+
+
+@contextmanager
+def publish_stage(
+    run: Path, stage: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Iterator[Draft]:
+    """Publish a stage of a run and swing its pointer to the new folder; the folder replaced is removed afterwards."""
+    key = stage_key(stage, version, config, inputs)
+    folder = run / ".stages"
+    pointer = run / stage
+    with disk_errors(run, doing="writing"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        target = folder / f"{stage}-{key[:12]}"
+        if (
+            target.exists()
+        ):  # a damaged or orphaned result with the same key: a fresh name, so that publish never overwrites
+            target = folder / f"{stage}-{key[:12]}-{uuid.uuid4().hex[:6]}"
+        with publish(target, stage=stage, version=version, config=config, inputs=inputs) as draft:
+            yield draft
+        if pointer.exists() and not pointer.is_symlink():
+            raise DiskError(
+                f"{pointer} is a plain folder or file, not a stage of this run.",
+                hint="move it away or choose another run folder",
+            )
+        replaced = (run / os.readlink(pointer)) if pointer.is_symlink() else None
+        temporary = run / f".{stage}.{os.getpid()}.pointer.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.relative_to(run))
+        os.replace(temporary, pointer)
+        _flush(run)
+        if replaced is not None and replaced != target and replaced.parent == folder:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file and flush it to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written folders whose writer is gone (killed); a living writer's are left alone."""
+    for leftover in folder.glob(".*.tmp"):
+        writer = leftover.name.removesuffix(".tmp").rsplit(".", 1)[-1].split("-")[0]
+        if writer.isdigit() and not _alive(int(writer)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    changes: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes += _changes(f"{prefix}{key}.", before, after)
+        else:
+            changes.append(f"{prefix}{key} {_short(before)} -> {_short(after)}")
+    return changes
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,240 @@
+"""Typed configuration: tables to unions, YAML in and out, dotted overrides, errors that name the nearest key.
+
+A config is a frozen pydantic model beside the class it configures; this module holds what they share. Which sections a
+recipe has is decided in `recipe.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from seedbed.errors import ConfigError
+
+__all__ = ["Config", "commented_yaml", "load_config", "one_of", "read_yaml", "validate"]
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, no unknown keys, every field with a description and a default that works."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def updated(self, **changes: Any) -> Self:
+        """Return a validated copy with some fields changed."""
+        return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
+
+
+C = TypeVar("C", bound=Config)
+
+
+def one_of(table: Mapping[str, type[Config]]) -> Any:
+    """Turn a table of named configs into a pydantic field type: a union told apart by its `name` key.
+
+    Every config of the table has a field `name: Literal["<its key>"]`. With one entry the union is that entry.
+    """
+    kinds = tuple(table.values())
+    if len(kinds) == 1:
+        return kinds[0]
+    return Annotated[Union[kinds], Field(discriminator="name")]  # noqa: UP007 - built from a table, cannot be written with |
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping with the safe loader.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8 YAML, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the recipe {path}: {error.strerror}.",
+            hint="seedbed config prints a complete recipe to start from",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 (byte {error.start}).", hint="save the recipe as UTF-8"
+        ) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise ConfigError(
+            f"{place}: not valid YAML: {getattr(error, 'problem', error)}.",
+            hint="check the indentation and the colons",
+        ) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} holds a {type(data).__name__}, not a mapping of sections.",
+            hint="start lines with 'section:' as `seedbed config` prints them",
+        )
+    return data
+
+
+def load_config(kind: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
+    """Build a config from a YAML file and dotted overrides such as `training.budget_minutes=20`.
+
+    Override values are parsed with `yaml.safe_load`, so `a.b=[1, 2]`, `a.b=null` and `a.b=0.1` mean what they say.
+
+    Raises:
+        ConfigError: unreadable file, malformed override, unknown key (names the nearest known one), wrong value.
+    """
+    data = read_yaml(path) if path is not None else {}
+    for override in overrides:
+        key, separator, raw = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"override {override!r} is not of the form section.key=value.",
+                hint="for example training.budget_minutes=20",
+            )
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"override {override!r}: the value is not valid YAML.",
+                hint="quote it, for example 'tokens.x=\"a: b\"'",
+            ) from error
+        node = data
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(
+                    f"override {override!r}: {parent} is a single value, not a section.",
+                    hint=f"write {parent}=... instead",
+                )
+            node = child
+        node[last] = value
+    return validate(kind, data, place=str(path) if path is not None else "command line")
+
+
+def validate(kind: type[C], data: Mapping[str, Any], *, place: str) -> C:
+    """Validate `data` as `kind`, with one readable `ConfigError` for everything that is wrong."""
+    try:
+        return kind.model_validate(dict(data))
+    except ValidationError as error:
+        problems = [_explain(kind, detail) for detail in error.errors(include_url=False)]
+        lines = "; ".join(problem for problem, _ in problems)
+        hints = list(dict.fromkeys(hint for _, hint in problems if hint))
+        raise ConfigError(
+            f"{place}: {lines}.", hint="; ".join(hints) or "seedbed config prints every key with its meaning"
+        ) from error
+
+
+def _explain(kind: type[BaseModel], detail: Any) -> tuple[str, str | None]:
+    """Turn one pydantic error into a sentence and, where one is known, a hint."""
+    location = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        *parents, unknown = location
+        known, path = _keys_at(kind, parents)
+        nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        where = f"{'.'.join(path)}.{unknown}" if path else unknown
+        hint = (
+            f"did you mean {'.'.join([*path, nearest[0]])}?"
+            if nearest
+            else f"known keys here: {', '.join(sorted(known))}"
+        )
+        return f"unknown key {where}", hint
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = detail.get("ctx", {})
+        expected = [name.strip(" '") for name in str(context.get("expected_tags", "")).split(",")]
+        found = str(context.get("tag", ""))
+        where = ".".join([*location, "name"])
+        if detail["type"] == "union_tag_not_found":
+            return f"{where} is missing", f"choose one of {', '.join(expected)}" if expected != [""] else None
+        nearest = difflib.get_close_matches(found, expected, n=1, cutoff=0.4)
+        return (
+            f"{where} is {found!r}, which is not known",
+            f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(expected)}",
+        )
+    _, path = _keys_at(kind, location)
+    message = detail["msg"].removeprefix("Value error, ")
+    found = json.dumps(detail["input"], default=str, ensure_ascii=False)
+    found = found if len(found) <= 60 else found[:57] + "..."
+    return f"{'.'.join(path) or 'recipe'}: {message} (found {found})", None
+
+
+def _members(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield every config class inside an annotation, through unions, optionals and Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for argument in typing.get_args(annotation):
+            yield from _members(argument)
+
+
+def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the keys known at an error location, and the location without the union tags pydantic puts into it."""
+    kinds: list[type[BaseModel]] = [kind]
+    path: list[str] = []
+    for part in location:
+        nested = [
+            member
+            for k in kinds
+            if part in k.model_fields
+            for member in _members(k.model_fields[part].annotation)
+        ]
+        if any(part in k.model_fields for k in kinds):
+            path.append(part)
+            kinds = nested
+            continue
+        tagged = [k for k in kinds if "name" in k.model_fields and k.model_fields["name"].default == part]
+        if tagged:
+            kinds = tagged
+        else:
+            path.append(part)
+    return [key for k in kinds for key in k.model_fields], path
+
+
+def commented_yaml(config: Config, *, depth: int = 0) -> str:
+    """Print a config as YAML with every field's description as a comment above it.
+
+    The result parses back to an equal config.
+    """
+    lines: list[str] = []
+    indent = "  " * depth
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        for comment in _comment(field):
+            lines.append(f"{indent}# {comment}")
+        if isinstance(value, Config):
+            body = commented_yaml(value, depth=depth + 1)
+            lines.append(f"{indent}{name}:" if body.strip() else f"{indent}{name}: {{}}")
+            if body.strip():
+                lines.append(body.rstrip("\n"))
+        else:
+            plain = config.model_dump(mode="json", include={name})[name]
+            text = (
+                yaml.safe_dump(plain, allow_unicode=True, default_flow_style=True, width=10_000)
+                .strip()
+                .removesuffix("...")
+                .strip()
+            )
+            lines.append(f"{indent}{name}: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(field: FieldInfo) -> list[str]:
+    """Wrap a field's description to comment lines."""
+    words = (field.description or "").split()
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) < 100:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,191 @@
+"""Decide on which machine and how work runs: device, number type, threads, memory, telemetry off.
+
+The only module that sets environment variables, and only to reach other libraries. `quiet_libraries` is called by the
+command line and by `seedbed` on import, before any library that phones home is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from seedbed.config import Config
+from seedbed.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "RuntimeConfig",
+    "available_memory_bytes",
+    "describe_machine",
+    "prepare_process",
+    "quiet_libraries",
+    "tune_allocator",
+]
+
+_OFFLINE = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DAFT_ANALYTICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "WANDB_MODE": "offline",
+}
+
+
+def quiet_libraries() -> None:
+    """Switch telemetry and implicit downloads of other libraries off, unless the user has set them."""
+    for name, value in _OFFLINE.items():
+        os.environ.setdefault(name, value)
+    # The Rust tokenizer warns about forks after it has used threads; it is told once here that its threads are wanted.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class RuntimeConfig(Config):
+    """On which machine a run happens. Changing only this section does not change results beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to compute. auto: cuda, else mps, else cpu."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Number type of the matrix products; weights, optimizer and loss stay float32. auto: bfloat16 where"
+        " the processor multiplies it in hardware, else float32.",
+    )
+    threads: int = Field(
+        0, ge=0, description="CPU threads. 0: all cores this process may use. Bits depend on it."
+    )
+    memory_gib: float = Field(
+        0.0,
+        ge=0.0,
+        description="Memory a step may take, GiB; the micro-batch is chosen to fit. 0: half of what is free.",
+    )
+
+    def torch_device(self) -> torch.device:
+        """Return the device, checked to exist.
+
+        Raises:
+            ConfigError: the device asked for is not there.
+        """
+        import torch
+
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(d for d, there in found.items() if there) if self.device == "auto" else self.device
+        if not found[name]:
+            raise ConfigError(
+                f"runtime.device is {name!r}, but torch sees none here.", hint="runtime.device=auto"
+            )
+        return torch.device(name)
+
+    def compute_dtype(self) -> torch.dtype:
+        """Return the number type of the matrix products."""
+        import torch
+
+        if self.precision != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+        device = self.torch_device()
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+
+    def num_threads(self) -> int:
+        """Return the number of CPU threads to use."""
+        return self.threads or _usable_cores()
+
+    def memory_bytes(self) -> int:
+        """Return the memory a step may take."""
+        return int(self.memory_gib * 2**30) if self.memory_gib else available_memory_bytes() // 2
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Say whether this processor has bfloat16 products (AMX or AVX512-BF16); emulated ones are slower than float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(
+        capabilities.get("amx_bf16")
+        or capabilities.get("amx_tile")
+        or capabilities.get("avx512_bf16")
+        or capabilities.get("bf16")
+    )
+
+
+def prepare_process(config: RuntimeConfig) -> None:
+    """Apply threads, deterministic algorithms and allocator settings to this process."""
+    import torch
+
+    torch.set_num_threads(config.num_threads())
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    tune_allocator()
+
+
+def tune_allocator() -> bool:
+    """Keep freed blocks in the process instead of returning them to the kernel after every step (glibc only).
+
+    Raises malloc's mmap and trim thresholds, which removes most page faults of a training step on a CPU; the figure is
+    in docs/performance.md. Returns whether the C library took the settings.
+    """
+    if platform.system() != "Linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    gib = 1 << 30
+    return bool(
+        mallopt(mmap_threshold, gib) and mallopt(trim_threshold, 2 * gib - 1) and mallopt(top_pad, 64 << 20)
+    )
+
+
+def available_memory_bytes() -> int:
+    """Return the memory this process could still take: the smaller of the machine's and its control group's."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            raw = (Path("/sys/fs/cgroup") / limit).read_text().strip()
+            if raw != "max":
+                free = min(free, int(raw) - int((Path("/sys/fs/cgroup") / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(free, 0)
+
+
+def describe_machine(config: RuntimeConfig | None = None) -> dict[str, Any]:
+    """Return what decides bits and speed: versions, processor, threads, device. Holds no names, paths or secrets."""
+    import torch
+
+    config = config or RuntimeConfig()
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "device": str(config.torch_device()),
+        "device_name": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": config.num_threads(),
+        "precision": str(config.compute_dtype()).removeprefix("torch."),
+        "byteorder": sys.byteorder,
+    }
