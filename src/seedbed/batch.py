@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -56,10 +56,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on `device`."""
-        moved = {
-            f.name: v.to(device, non_blocking=True)
+        moved: dict[str, Any] = {
+            f.name: value.to(device, non_blocking=True)
             for f in fields(self)
-            if isinstance(v := getattr(self, f.name), Tensor)
+            if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **moved)
 
