@@ -39,14 +39,18 @@ def mix(x: Tensor) -> Tensor:
 
 
 def fold(key: Tensor, part: Tensor | int) -> Tensor:
-    """Mix one more coordinate into a key; shapes broadcast. `part` is int32, int64 (low and high words) or an int."""
+    """Mix one more coordinate into a key; shapes broadcast.
+
+    `part` is an int32 tensor, an int64 tensor or an int, not negative; the same value gives the same bits in each form.
+    """
     if isinstance(part, int):
-        if 0 <= part < 1 << 31:
-            return mix(mix(key) + _signed(part * _GOLDEN))
-        return fold(fold(key, part & 0x7FFFFFFF), (part >> 31) & 0x7FFFFFFF)
+        low, high = part & 0x7FFFFFFF, (part >> 31) & 0x7FFFFFFF
+        folded = mix(mix(key) + _signed(low * _GOLDEN))
+        return fold(folded, high) if high else folded
     if part.dtype == torch.int64:
-        low, high = (part & 0x7FFFFFFF).to(torch.int32), ((part >> 31) & 0x7FFFFFFF).to(torch.int32)
-        return mix(mix(mix(mix(key) + low * _signed(_GOLDEN)) ^ high))
+        low_word, high_word = (part & 0x7FFFFFFF).to(torch.int32), ((part >> 31) & 0x7FFFFFFF).to(torch.int32)
+        folded = fold(key, low_word)
+        return torch.where(high_word != 0, fold(folded, high_word), folded)
     return mix(mix(key) + part * _signed(_GOLDEN))
 
 
