@@ -1,0 +1,42 @@
+"""Give a run folder one owner at a time: a kernel file lock, freed by the kernel even when its owner is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from seedbed.errors import LockedError, disk_errors
+
+__all__ = ["owned"]
+
+
+@contextmanager
+def owned(run: Path) -> Iterator[None]:
+    """Own the run folder (made if missing) while the block runs.
+
+    Raises:
+        LockedError: another process owns it; names its process id and host.
+        DiskError: the folder cannot be made or written.
+    """
+    with disk_errors(run, doing="opening"):
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise LockedError(
+                f"{run} is in use by {owner}.",
+                hint="wait for it to end, stop it, or choose another folder (run=...)",
+            ) from error
+        with disk_errors(run, doing="writing"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,226 @@
+"""Say what an objective is: how rows become a batch with targets, and which features and head answer for each term.
+
+An objective is pure on the data side (`make_batch`, `counts`) and small on the loss side (`predict`). The shared code
+here turns predictions into summed losses; an objective overrides `losses` only when it must (contrastive, distillation).
+Sums are never averaged here: the step divides once, by the count over all micro-batches and workers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from seedbed.batch import Batch, Hidden, Targets
+from seedbed.config import Config
+from seedbed.data.draws import Draws
+from seedbed.data.views import Rows
+
+__all__ = ["Objective", "ObjectiveConfig", "Prediction", "Term", "Vocabulary", "count_targets", "features_at"]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Hold what an objective must know of the tokenizer: sizes and ids, no text."""
+
+    vocab_size: int
+    separator_id: int
+    special_ids: frozenset[int]
+    pad_id: int | None = None
+    cls_id: int | None = None
+    sep_id: int | None = None
+    mask_id: int | None = None
+    bos_id: int | None = None
+
+    def ordinary_ids(self) -> Tensor:
+        """Return the ids that stand for text, (V - special,) int64."""
+        ids = torch.arange(self.vocab_size)
+        is_special = torch.zeros(self.vocab_size, dtype=torch.bool)
+        is_special[torch.tensor(sorted(self.special_ids), dtype=torch.int64)] = True
+        return ids[~is_special]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Say which features and which head answer for one term.
+
+    Attributes:
+        features: (N, D) hidden states at the targets.
+        head: (N, D) -> (N, C) logits.
+        targets: what is right there.
+    """
+
+    features: Tensor
+    head: nn.Module
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Hold the summed loss of one term over the targets of a micro-batch.
+
+    Attributes:
+        loss: 0-d float32, summed over targets (times their weights), in nats.
+        sums: further sums for display and evaluation, for example "correct" (0-d float32).
+        per_target: (N,) float32 losses, where they were asked for.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor]
+    per_target: Tensor | None = None
+
+
+class ObjectiveConfig(Config):
+    """Base of the objective configs; a new objective is one file with a subclass and one line in `OBJECTIVES`."""
+
+    name: str = Field("", description="Which objective; see OBJECTIVES.")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Share of the target mass spread over all classes."
+    )
+    z_loss: float = Field(
+        0.0, ge=0.0, description="Weight of log(Z)^2, which keeps logits from drifting (PaLM used 1e-4)."
+    )
+
+    @abstractmethod
+    def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Objective:
+        """Make the objective for a vocabulary.
+
+        Args:
+            vocabulary: sizes and ids of the tokenizer.
+            row_length: T, the tokens a model sees in a row.
+            is_segmented: attention stays inside documents.
+
+        Raises:
+            IncompatibleError: the vocabulary lacks a special token the objective needs.
+        """
+
+
+class Objective(ABC):
+    """Turn rows into a batch with targets, and hidden states into losses."""
+
+    view: str = "windows"
+    terms: tuple[str, ...] = ()
+    config: ObjectiveConfig
+
+    @property
+    @abstractmethod
+    def raw_row_length(self) -> int:
+        """Tokens of the store in a row, before special tokens are added."""
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Refuse a model description (`TransformerConfig`) this objective does not fit.
+
+        Raises:
+            IncompatibleError: says what to change.
+        """
+
+    @abstractmethod
+    def modules(self, trunk: nn.Module, head: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules that train, by name; "trunk" and "head" are the model that is exported."""
+
+    @abstractmethod
+    def make_batch(
+        self, rows: Rows, draws: Draws, *, progress: float = 1.0
+    ) -> tuple[Batch, dict[str, Targets]]:
+        """Make a batch and its targets; pure. `progress` in [0, 1] is how far the run is, for scheduled rates."""
+
+    @abstractmethod
+    def predict(
+        self,
+        modules: Mapping[str, nn.Module],
+        batch: Batch,
+        targets: Mapping[str, Targets],
+        *,
+        dropout_key: Tensor | None = None,
+        embedding_delta: Tensor | None = None,
+    ) -> dict[str, Prediction]:
+        """Run the model and say which features and head answer for each term."""
+
+    def for_evaluation(self) -> Objective:
+        """Return the objective whose targets evaluation stores: fixed rates, the field's standard corruption."""
+        return self
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Return the weight of each term at `progress`."""
+        return dict.fromkeys(self.terms, 1.0)
+
+    def counts(self, targets: Mapping[str, Targets]) -> dict[str, float]:
+        """Return the number of targets of each term (the sum of their weights), known before any forward pass."""
+        return {term: count_targets(target) for term, target in targets.items()}
+
+    def losses(
+        self,
+        modules: Mapping[str, nn.Module],
+        batch: Batch,
+        targets: Mapping[str, Targets],
+        *,
+        dropout_key: Tensor | None = None,
+        embedding_delta: Tensor | None = None,
+        with_details: bool = False,
+    ) -> dict[str, Term]:
+        """Return the summed loss of each term; with `with_details` also accuracies and per-target losses."""
+        predictions = self.predict(
+            modules, batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
+        )
+        return {
+            term: cross_entropy(
+                prediction,
+                label_smoothing=self.config.label_smoothing,
+                z_loss=self.config.z_loss,
+                with_details=with_details,
+            )
+            for term, prediction in predictions.items()
+        }
+
+
+def count_targets(targets: Targets) -> float:
+    """Return the number of targets, or the sum of their weights."""
+    return (
+        float(targets.at.shape[0])
+        if targets.weights is None
+        else float(targets.weights.sum(dtype=torch.float64))
+    )
+
+
+def features_at(hidden: Hidden, targets: Targets) -> Tensor:
+    """Return the hidden states (N, D) at the targets' flat positions of their stream."""
+    states = hidden.query if targets.stream == "query" else hidden.last
+    assert states is not None, "the objective asked for a query stream that its batch did not name"
+    flat = states.reshape(-1, states.shape[-1])
+    if targets.at.shape[0] == flat.shape[0]:  # every position, in order: nothing to gather
+        return flat
+    return flat.index_select(0, targets.at)
+
+
+def cross_entropy(
+    prediction: Prediction, *, label_smoothing: float = 0.0, z_loss: float = 0.0, with_details: bool = False
+) -> Term:
+    """Return the summed cross-entropy of one term, computed in float32.
+
+    With `with_details` the term also holds `sums["correct"]` and `sums["correct_top5"]` (weighted counts) and
+    `per_target` losses. A target is correct when fewer than 1 (5) classes have a higher logit; classes that tie with
+    it count half, so that a constant output scores at chance.
+    """
+    logits = prediction.head(prediction.features).float()
+    values, weights = prediction.targets.values, prediction.targets.weights
+    if weights is None and z_loss == 0.0 and not with_details:
+        return Term(F.cross_entropy(logits, values, reduction="sum", label_smoothing=label_smoothing), {})
+    per_target = F.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)
+    sums: dict[str, Tensor] = {}
+    weight = torch.ones_like(per_target) if weights is None else weights
+    if with_details:
+        right = logits.gather(1, values[:, None])
+        rank = (logits > right).sum(dim=1).float() + 0.5 * ((logits == right).sum(dim=1).float() - 1.0)
+        sums["correct"] = (weight * (rank < 1.0)).sum()
+        sums["correct_top5"] = (weight * (rank < 5.0)).sum()
+    loss = (weight * per_target).sum()
+    if z_loss:
+        loss = loss + z_loss * (weight * logits.logsumexp(dim=1).square()).sum()
+    return Term(loss, sums, per_target if with_details else None)

@@ -1,0 +1,102 @@
+"""Causal language modelling: predict each token from those before it.
+
+Source: GPT-2 (Radford et al., 2019).
+Differs from common practice: a row begins with the separator that ends documents, and predicts all its L tokens, so
+that each token of the store is a target exactly once an epoch; elsewhere rows overlap by one token or lose one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from seedbed.batch import Batch, Targets
+from seedbed.data.draws import Draws
+from seedbed.data.views import Rows
+from seedbed.errors import IncompatibleError
+from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary, features_at
+from seedbed.objectives.rows import check_sizes, dense_batch
+
+__all__ = ["CausalLM", "CausalLMConfig"]
+
+
+class CausalLMConfig(ObjectiveConfig):
+    """Causal language modelling (GPT)."""
+
+    name: Literal["causal_lm"] = Field("causal_lm", description="Causal language modelling.")
+
+    def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> CausalLM:
+        """Make the objective; see `ObjectiveConfig.build`."""
+        return CausalLM(self, vocabulary, row_length=row_length, is_segmented=is_segmented)
+
+
+class CausalLM(Objective):
+    """Predict every token from the left; one term, "causal_lm"."""
+
+    terms = ("causal_lm",)
+
+    def __init__(
+        self, config: CausalLMConfig, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool
+    ) -> None:
+        self.config: CausalLMConfig = config
+        self.vocabulary = vocabulary
+        self.row_length = row_length
+        self.is_segmented = is_segmented
+
+    @property
+    def raw_row_length(self) -> int:
+        """T: the separator before a row takes the place of its last token, which is only predicted."""
+        return self.row_length
+
+    def check(self, model: Any) -> None:
+        """Refuse encoders, and models too short or with another vocabulary size."""
+        if not model.is_causal:
+            raise IncompatibleError(
+                "objective causal_lm needs a decoder, but the model looks to both sides.",
+                hint="model.name=gpt2 or llama, or objective.name=masked_lm",
+            )
+        check_sizes(model, self.vocabulary, self.row_length)
+
+    def modules(self, trunk: nn.Module, head: nn.Module) -> dict[str, nn.Module]:
+        """Return trunk and head."""
+        return {"trunk": trunk, "head": head}
+
+    def make_batch(
+        self, rows: Rows, draws: Draws, *, progress: float = 1.0
+    ) -> tuple[Batch, dict[str, Targets]]:
+        """Shift rows by one; a document's first token is predicted from the separator before it."""
+        num_rows, length = rows.shape
+        inputs = torch.cat(
+            [torch.full_like(rows.ids[:, :1], self.vocabulary.separator_id), rows.ids[:, :-1]], dim=1
+        )
+        batch = dense_batch(
+            inputs,
+            rows,
+            prefix_id=None,
+            pad_id=self.vocabulary.pad_id,
+            is_segmented=self.is_segmented,
+            causal=True,
+        )
+        at = torch.arange(num_rows * length)
+        weights = None
+        if not rows.is_full:
+            weights = (torch.arange(length)[None, :] < rows.lengths[:, None]).float().reshape(-1)
+        return batch, {"causal_lm": Targets(at=at, values=rows.ids.reshape(-1), weights=weights)}
+
+    def predict(
+        self,
+        modules: Mapping[str, nn.Module],
+        batch: Batch,
+        targets: Mapping[str, Targets],
+        *,
+        dropout_key: Tensor | None = None,
+        embedding_delta: Tensor | None = None,
+    ) -> dict[str, Prediction]:
+        """Predict everywhere."""
+        hidden = modules["trunk"](batch, dropout_key=dropout_key, embedding_delta=embedding_delta)
+        target = targets["causal_lm"]
+        return {"causal_lm": Prediction(features_at(hidden, target), modules["head"], target)}

@@ -1,0 +1,182 @@
+"""Run one optimizer step: count targets, divide once, sum gradients, check, clip, update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.batch import Batch, Targets
+from seedbed.objectives.base import Objective
+from seedbed.training.parallel import no_sync, sum_over_workers
+
+__all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward and backward pass: a batch, its targets, which objective they are of, and its share of the step."""
+
+    batch: Batch
+    targets: Mapping[str, Targets]
+    entry: int = 0
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did; tensors stay on the device, so that reading them late costs no wait.
+
+    Attributes:
+        losses: mean loss of each (entry, term) over all micro-batches of this worker's share, 0-d float32; summed
+            over workers it is the mean over all targets.
+        gradient_norm: global L2 norm before clipping, 0-d float32.
+        is_finite: 0-d bool; False means that nothing was changed.
+        counts: targets of each (entry, term), over all workers.
+    """
+
+    losses: Mapping[tuple[int, str], Tensor]
+    gradient_norm: Tensor
+    is_finite: Tensor
+    counts: Mapping[tuple[int, str], float]
+
+
+class Perturbation(Protocol):
+    """Disturb embeddings in several passes over a micro-batch (FGM, PGD, FreeLB).
+
+    A pass of weight 0 only finds the gradient of its delta; the others also train.
+    """
+
+    num_passes: int
+
+    def delta(self, index: int, batch: Batch, previous: Tensor, gradient: Tensor | None) -> Tensor:
+        """Return the (B, T, D) disturbance of pass `index`, from the previous one and its gradient (zeros, None at first)."""
+
+    def weight(self, index: int) -> float:
+        """Return the weight of pass `index` in the gradient."""
+
+
+class Learner(nn.Module):
+    """Hold everything that trains, and compute the weighted loss: the one module that is wrapped for several workers."""
+
+    def __init__(self, objectives: Sequence[Objective], modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.objectives = list(objectives)
+        self.parts = nn.ModuleDict(modules)
+
+    def forward(
+        self,
+        micro: MicroBatch,
+        scales: Mapping[str, float],
+        dropout_key: Tensor | None,
+        embedding_delta: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scaled loss and the unscaled sum of each term that has a scale."""
+        targets = {term: target for term, target in micro.targets.items() if term in scales}
+        terms = self.objectives[micro.entry].losses(
+            self.parts, micro.batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
+        )
+        total = torch.stack([scales[name] * term.loss for name, term in terms.items()]).sum()
+        return total, {name: term.loss.detach() for name, term in terms.items()}
+
+
+def train_step(
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    objectives: Sequence[Objective],
+    progress: float,
+    learning_rate: float,
+    max_grad_norm: float,
+    dropout_key: Tensor | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+    perturbation: Perturbation | None = None,
+    hidden_size: int = 0,
+) -> StepResult:
+    """Train on the micro-batches of one step.
+
+    The loss is the sum over terms of weight * share * (summed loss / count), with counts over all micro-batches and
+    workers; how the step is cut into micro-batches or spread over workers changes only rounding. A step with a
+    non-finite gradient leaves weights and optimizer bit-identical.
+
+    Args:
+        learner: a `Learner`, or one wrapped by `parallel.wrap`.
+        optimizer: fused torch optimizer (it skips its update on the device when told of a non-finite gradient).
+        micro_batches: this worker's, the same number on all workers.
+        objectives: the learner's objectives, by entry.
+        progress: in [0, 1], for scheduled weights.
+        learning_rate: of this step.
+        max_grad_norm: 0 switches clipping off.
+        dropout_key: 0-d int32, or None for no dropout.
+        compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
+        perturbation: passes over disturbed embeddings, or None.
+        hidden_size: D of the embeddings, needed with a perturbation only.
+    """
+    # Count first, over everything: with masks, micro-batches have different numbers of targets.
+    local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
+    for micro in micro_batches:
+        for term, count in objectives[micro.entry].counts(micro.targets).items():
+            local[micro.entry, term] += count
+    counts = sum_over_workers(local)
+    weights = [objective.weights(progress) for objective in objectives]
+
+    # Accumulate gradients; only the last backward pass of the step talks to the other workers.
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[tuple[int, str], Tensor] = {}
+    device_type = next(learner.parameters()).device.type
+    num_passes = perturbation.num_passes if perturbation else 1
+    for index, micro in enumerate(micro_batches):
+        delta, gradient = None, None
+        for number in range(num_passes):
+            pass_weight = 1.0
+            if perturbation is not None:
+                shape = (*micro.batch.input_ids.shape, hidden_size)
+                previous = (
+                    torch.zeros(shape, device=micro.batch.input_ids.device)
+                    if delta is None
+                    else delta.detach()
+                )
+                delta = perturbation.delta(number, micro.batch, previous, gradient).requires_grad_()
+                pass_weight = perturbation.weight(number)
+            scales = {
+                term: (pass_weight or 1.0)
+                * weights[micro.entry][term]
+                * micro.share
+                / counts[micro.entry, term]
+                for term in micro.targets
+                if counts[micro.entry, term] > 0
+            }
+            is_last = index == len(micro_batches) - 1 and number == num_passes - 1
+            with no_sync(learner) if not is_last else torch.enable_grad():
+                with torch.autocast(
+                    device_type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
+                ):
+                    loss, terms = learner(micro, scales, dropout_key, delta)
+                if pass_weight > 0.0:
+                    loss.backward()
+                    gradient = None if delta is None else delta.grad
+                else:
+                    assert delta is not None
+                    (gradient,) = torch.autograd.grad(loss, delta)
+            if number == 0:
+                for term, value in terms.items():
+                    key = (micro.entry, term)
+                    sums[key] = sums.get(key, torch.zeros_like(value)) + value
+
+    # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    is_finite = torch.isfinite(norm)
+    if max_grad_norm > 0:
+        torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    losses = {key: value / counts[key] for key, value in sums.items()}
+    return StepResult(losses, norm.detach(), is_finite, counts)
