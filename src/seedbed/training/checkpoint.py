@@ -1,0 +1,178 @@
+"""Save and load training states as artifacts: safetensors and JSON, complete or absent, never half.
+
+    pretrain/checkpoints/step-00000400/   full: model, optimizer, state; the two newest are kept
+    pretrain/checkpoints/weights-00000200/   weights only, older
+    pretrain/checkpoints/best-00000380/   weights only, lowest validation loss
+
+Names carry the window (rows consumed), and the newest sound one is found by name and manifest, never by a file time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seedbed.artifact import Artifact, open_verified, publish, write_json
+from seedbed.errors import IncompatibleError, IntegrityError
+from seedbed.training.state import TrainingState, named_tensors
+
+__all__ = ["CHECKPOINT_VERSION", "Checkpoints"]
+
+CHECKPOINT_VERSION = 1
+_logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Manage the checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        inputs: digests of what the run stands on (tokens, tokenizer); a checkpoint of other inputs is refused.
+        keep_weights: older weights-only checkpoints to keep.
+    """
+
+    def __init__(self, folder: Path, *, inputs: Mapping[str, str], keep_weights: int = 3) -> None:
+        self.folder = folder
+        self.inputs = dict(inputs)
+        self.keep_weights = keep_weights
+
+    def save(self, state: TrainingState, *, extra: Mapping[str, Any] | None = None) -> Path:
+        """Save a full checkpoint of the state, then let older ones go; saving the same window twice does nothing."""
+        target = self.folder / f"step-{state.window:08d}"
+        if not target.exists():
+            with self._publish(target) as draft:
+                _save(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+                _save(state.optimizer_tensors(), draft.path / "optimizer.safetensors")
+                write_json(
+                    draft.path / "state.json",
+                    {
+                        "window": state.window,
+                        "num_skipped": state.num_skipped,
+                        "hooks": state.hooks,
+                        **(extra or {}),
+                    },
+                )
+                draft.counts = {"window": state.window}
+        self._rotate()
+        return target
+
+    def save_best(self, state: TrainingState) -> None:
+        """Save the weights as the best so far, in place of those before."""
+        target = self.folder / f"best-{state.window:08d}"
+        if not target.exists():
+            with self._publish(target) as draft:
+                _save(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+                draft.counts = {"window": state.window}
+        for older in self._listed("best"):
+            if older != target:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def load_best(self, parts: nn.ModuleDict, *, window: int) -> None:
+        """Load the best weights, which validation recorded at `window`."""
+        artifact = open_verified(
+            self.folder / f"best-{window:08d}", stage="checkpoint", version=CHECKPOINT_VERSION
+        )
+        _load_parts(parts, artifact)
+
+    def newest(self) -> Artifact | None:
+        """Return the newest sound full checkpoint, or None when there is none at all.
+
+        A damaged one is passed over with a warning, since the one before it is as good, only older.
+
+        Raises:
+            IntegrityError: there are checkpoints, and all are damaged.
+        """
+        damage: list[IntegrityError] = []
+        for path in reversed(self._listed("step")):
+            try:
+                artifact = open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
+                artifact.verify()
+            except IntegrityError as error:
+                _logger.warning("checkpoint passed over: %s", error.message)
+                damage.append(error)
+                continue
+            return artifact
+        if damage:
+            raise IntegrityError(
+                f"every checkpoint in {self.folder} is damaged; the newest: {damage[0].message}",
+                hint="restore one from a copy, or start over with --replace",
+            )
+        return None
+
+    def load(self, state: TrainingState, artifact: Artifact) -> dict[str, Any]:
+        """Load a full checkpoint into the state and return its `state.json`.
+
+        Raises:
+            IncompatibleError: it stands on other inputs, or its tensors do not fit the model.
+        """
+        for name, digest in self.inputs.items():
+            found = artifact.manifest["inputs"].get(name)
+            if found != digest:
+                raise IncompatibleError(
+                    f"{artifact.path} was trained with another {name} ({str(found)[:12]}, here {digest[:12]}).",
+                    hint=f"use the {name} it was trained with, or another run folder",
+                )
+        _load_parts(state.learner.parts, artifact)
+        state.load_optimizer_tensors(load_file(artifact.file("optimizer.safetensors")))
+        saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
+        state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
+        state.hooks = saved["hooks"]
+        return saved
+
+    def drop_after(self, window: int) -> None:
+        """Remove best weights of windows later than `window`, which a resumed run will pass again."""
+        for path in self._listed("best"):
+            if int(path.name.rpartition("-")[2]) > window:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _publish(self, target: Path) -> Any:
+        return publish(target, stage="checkpoint", version=CHECKPOINT_VERSION, inputs=self.inputs)
+
+    def _listed(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*")) if self.folder.is_dir() else []
+
+    def _rotate(self) -> None:
+        """Keep two full checkpoints; turn older ones into weights only, and of those keep a few."""
+        for old in self._listed("step")[:-2]:
+            target = self.folder / old.name.replace("step-", "weights-")
+            if self.keep_weights and not target.exists():
+                with self._publish(target) as draft:
+                    os.link(old / "model.safetensors", draft.path / "model.safetensors")
+            shutil.rmtree(old, ignore_errors=True)
+        weights = self._listed("weights")
+        for old in weights[: max(0, len(weights) - self.keep_weights)]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def _load_parts(parts: nn.ModuleDict, artifact: Artifact) -> None:
+    """Copy saved tensors into the modules; every name and shape must match."""
+    saved = load_file(artifact.file("model.safetensors"))
+    own = dict(named_tensors(parts))
+    problems = [f"missing {n}" for n in own.keys() - saved.keys()]
+    problems += [f"unexpected {n}" for n in saved.keys() - own.keys()]
+    problems += [
+        f"{n} is {tuple(saved[n].shape)}, the model has {tuple(own[n].shape)}"
+        for n in own.keys() & saved.keys()
+        if own[n].shape != saved[n].shape
+    ]
+    if problems:
+        raise IncompatibleError(
+            f"{artifact.path} does not fit the model: {'; '.join(sorted(problems)[:8])}.",
+            hint="resume with the model section it was trained with",
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])

@@ -1,0 +1,77 @@
+"""Configure a training run: its budget, its batches, when it validates, saves and stops."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from seedbed.config import Config
+
+__all__ = ["DataConfig", "TrainingConfig"]
+
+
+class DataConfig(Config):
+    """From what rows a model learns."""
+
+    row_length: int = Field(128, ge=8, description="Tokens of a row, special tokens included.")
+    is_segmented: bool = Field(
+        False,
+        description="Keep attention inside documents. Off: a row's documents see each other, separated by a special"
+        " token, which is faster; measured gains of separating them are near zero.",
+    )
+    reorder_documents: bool = Field(
+        True,
+        description="String documents together in another order each epoch; off: the same windows each epoch.",
+    )
+
+
+class TrainingConfig(Config):
+    """How long, in which portions, with which stops."""
+
+    budget_minutes: float | None = Field(
+        None, gt=0.0, description="Train about this long; a probe before step one turns it into steps."
+    )
+    budget_tokens: int | None = Field(None, gt=0, description="Train on this many tokens, in whole steps.")
+    budget_steps: int | None = Field(None, gt=0, description="Train this many steps.")
+    max_minutes: float | None = Field(
+        None,
+        gt=0.0,
+        description="With budget_tokens or budget_steps: cut them when the probe forecasts longer than this.",
+    )
+    batch_tokens: int = Field(
+        8192, gt=0, description="Tokens of one optimizer step, in whole rows, over all workers."
+    )
+    micro_batch_rows: int = Field(
+        0,
+        ge=0,
+        description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most.",
+    )
+    seed: int = Field(0, ge=0, description="Keys initial weights, order of rows, masks and dropout.")
+    validation_steps: int = Field(0, ge=0, description="Steps between validations. 0: about twenty in a run.")
+    validation_rows: int = Field(
+        128, gt=0, description="Rows of the validation split that are scored, evenly spaced."
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, description="Stop after this many validations without a better loss. 0: never."
+    )
+    keep_best: bool = Field(
+        True, description="Export the weights with the lowest validation loss; off: those of the last step."
+    )
+    checkpoint_minutes: float = Field(2.0, gt=0.0, description="Minutes between checkpoints.")
+    checkpoint_steps: int = Field(0, ge=0, description="Also save every so many steps. 0: by minutes only.")
+    keep_weights: int = Field(
+        3, ge=0, description="Older checkpoints kept as weights only, besides the two newest full ones."
+    )
+    tensorboard: bool = Field(False, description="Also write metrics for TensorBoard (extra: track).")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingConfig:
+        given = [
+            n for n in ("budget_minutes", "budget_tokens", "budget_steps") if getattr(self, n) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(given)}")
+        return self
+
+    def rows_per_step(self, row_length: int) -> int:
+        """Return B, the rows of one optimizer step."""
+        return max(1, self.batch_tokens // row_length)

@@ -1,0 +1,277 @@
+"""Do the occasional things of a run: log, validate, keep the best, stop early, save. The loop calls hooks in list order.
+
+A hook sees finished steps as plain numbers (`on_step`) and may ask to act between two windows (`is_due`, `act`). What it
+must remember across a resume lives in `state.hooks[<its name>]`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from seedbed.errors import disk_errors
+from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.parallel import worker
+from seedbed.training.state import TrainingState
+
+__all__ = ["CheckpointHook", "Hook", "MetricsLog", "StepRecord", "TensorBoardHook", "ValidationHook"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one finished step did, as plain numbers; equal bit for bit in a resumed run.
+
+    Attributes:
+        window: windows of rows consumed once this step was done; the first step is 1.
+        step: optimizer updates applied so far.
+        loss: weighted sum of the mean losses, nats.
+        losses: mean loss of each term.
+        learning_rate: of this step.
+        gradient_norm: before clipping.
+        is_skipped: the gradient was not finite, and nothing was changed.
+        tokens: tokens consumed so far.
+    """
+
+    window: int
+    step: int
+    loss: float
+    losses: dict[str, float]
+    learning_rate: float
+    gradient_norm: float
+    is_skipped: bool
+    tokens: int
+
+
+class Hook:
+    """Do nothing; the base of all hooks."""
+
+    name = ""
+
+    def on_step(self, record: StepRecord, seconds: float) -> None:
+        """See one finished step, in order, none left out. `seconds` is its wall time."""
+
+    def is_due(self, state: TrainingState) -> bool:
+        """Say whether to act now, between two windows; cheap, and a function of the state where results depend on it."""
+        return False
+
+    def act(self, state: TrainingState) -> None:
+        """Act between two windows, all steps before which have been reported."""
+
+    def wants_stop(self, state: TrainingState) -> bool:
+        """Say whether the run should end here."""
+        return False
+
+    def close(self, state: TrainingState) -> None:
+        """End: the run is over or was interrupted, all steps have been reported."""
+
+
+class MetricsLog(Hook):
+    """Write `metrics.jsonl` (the same bits in every run of a recipe) and `timing.jsonl` (times and rates).
+
+    On a resume at window w, lines after w are cut off, since their steps will be done again.
+    """
+
+    name = "metrics"
+
+    def __init__(self, folder: Path, *, window: int) -> None:
+        self.folder = folder
+        with disk_errors(folder, doing="writing metrics in"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                _cut(folder / name, window)
+            self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
+
+    def on_step(self, record: StepRecord, seconds: float) -> None:
+        """Write one line a step."""
+        self.write({"kind": "step", **asdict(record)})
+        self._write(self._timing, {"kind": "step", "window": record.window, "seconds": round(seconds, 6)})
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write any other line; it must hold `window`."""
+        self._write(self._metrics, line)
+
+    def flush(self) -> None:
+        """Push lines to the disk, before a checkpoint that stands on them."""
+        with disk_errors(self.folder, doing="writing metrics in"):
+            for file in (self._metrics, self._timing):
+                file.flush()
+                os.fsync(file.fileno())
+
+    def close(self, state: TrainingState) -> None:
+        """Flush and close."""
+        self.flush()
+        self._metrics.close()
+        self._timing.close()
+
+    def _write(self, file: Any, line: Mapping[str, Any]) -> None:
+        with disk_errors(self.folder, doing="writing metrics in"):
+            file.write(json.dumps({k: _plain(v) for k, v in line.items()}, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+class ValidationHook(Hook):
+    """Score the validation rows at fixed masks, keep the best weights, and stop when they no longer improve.
+
+    Args:
+        evaluate: returns `{"loss": ..., ...}` of the state's modules.
+        every: windows between validations; one is always done at `last_window`.
+        log: where results are written.
+        checkpoints: where best weights go, or None.
+        patience: validations without a better loss before stopping; 0 never stops.
+    """
+
+    name = "validation"
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Mapping[str, float]],
+        *,
+        every: int,
+        last_window: int,
+        log: MetricsLog,
+        checkpoints: Checkpoints | None = None,
+        patience: int = 0,
+        on_result: Callable[[int, Mapping[str, float]], None] | None = None,
+    ) -> None:
+        self.evaluate = evaluate
+        self.every = every
+        self.last_window = last_window
+        self.log = log
+        self.checkpoints = checkpoints
+        self.patience = patience
+        self.on_result = on_result
+
+    def is_due(self, state: TrainingState) -> bool:
+        """Say whether a validation belongs here; not again where one was done before a resume."""
+        if state.hooks.get(self.name, {}).get("last_window") == state.window:
+            return False
+        return state.window % self.every == 0 or state.window == self.last_window
+
+    def act(self, state: TrainingState) -> None:
+        """Validate."""
+        scores = dict(self.evaluate())
+        memory = state.hooks.setdefault(self.name, {"best_loss": None, "best_window": None, "num_worse": 0})
+        if memory["best_loss"] is None or scores["loss"] < memory["best_loss"]:
+            memory.update(best_loss=scores["loss"], best_window=state.window, num_worse=0)
+            if self.checkpoints is not None and worker() == 0:
+                self.checkpoints.save_best(state)
+        else:
+            memory["num_worse"] += 1
+        memory["last_window"] = state.window
+        self.log.write({"kind": "validation", "window": state.window, "step": state.step, **scores})
+        if self.on_result is not None:
+            self.on_result(state.window, scores)
+
+    def wants_stop(self, state: TrainingState) -> bool:
+        """Say whether patience has run out."""
+        return bool(self.patience) and state.hooks.get(self.name, {}).get("num_worse", 0) >= self.patience
+
+
+class CheckpointHook(Hook):
+    """Save full checkpoints by time, by steps, and at the end."""
+
+    name = "checkpoint"
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        log: MetricsLog,
+        minutes: float,
+        steps: int,
+        extra: Mapping[str, Any],
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.log = log
+        self.minutes = minutes
+        self.steps = steps
+        self.extra = extra
+        self._saved_at = time.monotonic()
+
+    def is_due(self, state: TrainingState) -> bool:
+        """Say whether time or steps are up. When one is taken changes no result, so the clock may decide."""
+        by_steps = self.steps > 0 and state.window % self.steps == 0
+        return by_steps or time.monotonic() - self._saved_at > 60 * self.minutes
+
+    def act(self, state: TrainingState) -> None:
+        """Save, with the log on the disk first."""
+        self.log.flush()
+        if worker() == 0:
+            self.checkpoints.save(state, extra=self.extra)
+        self._saved_at = time.monotonic()
+
+    def close(self, state: TrainingState) -> None:
+        """Save where the run ended or was interrupted."""
+        self.act(state)
+
+
+class TensorBoardHook(Hook):
+    """Write losses, rates and norms for TensorBoard."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            from seedbed.errors import DependencyError
+
+            raise DependencyError(
+                "tensorboard", extra="track", needed_for="training.tensorboard=true"
+            ) from error
+        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def on_step(self, record: StepRecord, seconds: float) -> None:
+        """Write one point a step."""
+        for name, value in (
+            ("train/loss", record.loss),
+            ("train/learning_rate", record.learning_rate),
+            ("train/gradient_norm", record.gradient_norm),
+        ):
+            self.writer.add_scalar(name, value, record.window)  # type: ignore[no-untyped-call]
+
+    def validation(self, window: int, scores: Mapping[str, float]) -> None:
+        """Write one validation."""
+        for name, value in scores.items():
+            self.writer.add_scalar(f"validation/{name}", value, window)  # type: ignore[no-untyped-call]
+
+    def close(self, state: TrainingState) -> None:
+        """Close the writer."""
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+
+def _plain(value: Any) -> Any:
+    """Return a JSON value; JSON has no NaN, and a skipped step has one as its loss."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _cut(path: Path, window: int) -> None:
+    """Keep the lines of a log up to a window, and drop a last line that was not finished."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                if not line.endswith("\n") or int(json.loads(line)["window"]) > window:
+                    continue
+            except (ValueError, KeyError):
+                _logger.warning("%s: a damaged line was dropped", path)
+                continue
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,115 @@
+"""Run steps until the plan is done, somebody stops it, or numbers go wrong. The loop knows time and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from seedbed.errors import NumericError
+from seedbed.training.hooks import Hook, StepRecord
+from seedbed.training.parallel import sum_over_workers
+from seedbed.training.state import TrainingState
+from seedbed.training.step import StepResult
+
+__all__ = ["Outcome", "fit"]
+
+MAX_SKIPS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: "finished", "stopped" (a hook, early stopping) or "interrupted" (a signal)."""
+
+    reason: str
+    window: int
+
+
+def fit(
+    state: TrainingState,
+    run_window: Callable[[TrainingState], StepResult],
+    *,
+    num_windows: int,
+    tokens_per_window: int,
+    learning_rate: Callable[[int], float],
+    hooks: Sequence[Hook],
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train from `state.window` to `num_windows`.
+
+    A step's numbers are read one step late, while the next one runs, so that a GPU never waits for the host; before
+    hooks act, everything has been read. Stopping anywhere and calling again goes on as if never stopped.
+
+    Args:
+        state: what trains; advanced in place.
+        run_window: does the step of `state.window`; a pure function of the state.
+        num_windows: where the plan ends.
+        tokens_per_window: for the records.
+        learning_rate: of a window, for the records.
+        hooks: called in this order.
+        is_interrupted: true once a signal has asked to stop; the step at hand is finished first.
+
+    Raises:
+        NumericError: three non-finite gradients in a row; weights and optimizer are those before the first of them.
+    """
+    skips_in_a_row = 0
+    unread: tuple[StepResult, int, float] | None = None
+
+    def read() -> None:
+        nonlocal unread, skips_in_a_row
+        if unread is None:
+            return
+        result, window, seconds = unread
+        unread = None
+        is_finite = bool(result.is_finite)
+        state.num_skipped += not is_finite
+        skips_in_a_row = 0 if is_finite else skips_in_a_row + 1
+        losses = sum_over_workers({key: float(loss) for key, loss in result.losses.items()})
+        record = StepRecord(
+            window=window,
+            step=window - state.num_skipped,
+            loss=sum(losses.values()),
+            losses={f"{entry}.{term}" if entry else term: loss for (entry, term), loss in losses.items()},
+            learning_rate=learning_rate(window - 1),
+            gradient_norm=float(result.gradient_norm),
+            is_skipped=not is_finite,
+            tokens=window * tokens_per_window,
+        )
+        for hook in hooks:
+            hook.on_step(record, seconds)
+        if skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            raise NumericError(
+                f"the gradient was not finite in {skips_in_a_row} steps in a row (windows {window - skips_in_a_row + 1}"
+                f" to {window}, loss {record.loss}); weights and optimizer are as they were before.",
+                hint="lower optim.learning_rate, or look at the rows of these windows",
+            )
+
+    reason = "finished"
+    try:
+        while state.window < num_windows:
+            began = time.perf_counter()
+            result = run_window(state)
+            read()
+            state.window += 1
+            unread = (result, state.window, time.perf_counter() - began)
+            due = [hook for hook in hooks if hook.is_due(state)]
+            if due:
+                read()
+                for hook in due:
+                    hook.act(state)
+            if any(hook.wants_stop(state) for hook in hooks):
+                reason = "stopped"
+                break
+            if is_interrupted():
+                reason = "interrupted"
+                break
+        read()
+    except NumericError:
+        reason = "failed"
+        raise
+    finally:
+        if reason != "failed":
+            read()
+        for hook in reversed(hooks):
+            hook.close(state)
+    return Outcome(reason, state.window)
