@@ -69,8 +69,11 @@ class Hook:
         """Say whether the run should end here."""
         return False
 
-    def close(self, state: TrainingState) -> None:
-        """End: the run is over or was interrupted, all steps have been reported."""
+    def finish(self, state: TrainingState) -> None:
+        """End well: the plan is done, a hook stopped it or a signal interrupted it; all steps have been reported."""
+
+    def close(self) -> None:
+        """Release files; called after `finish`, and also when the run failed."""
 
 
 class MetricsLog(Hook):
@@ -106,7 +109,7 @@ class MetricsLog(Hook):
                 file.flush()
                 os.fsync(file.fileno())
 
-    def close(self, state: TrainingState) -> None:
+    def close(self) -> None:
         """Flush and close."""
         self.flush()
         self._metrics.close()
@@ -209,7 +212,7 @@ class CheckpointHook(Hook):
             self.checkpoints.save(state, extra=self.extra)
         self._saved_at = time.monotonic()
 
-    def close(self, state: TrainingState) -> None:
+    def finish(self, state: TrainingState) -> None:
         """Save where the run ended or was interrupted."""
         self.act(state)
 
@@ -244,7 +247,7 @@ class TensorBoardHook(Hook):
         for name, value in scores.items():
             self.writer.add_scalar(f"validation/{name}", value, window)  # type: ignore[no-untyped-call]
 
-    def close(self, state: TrainingState) -> None:
+    def close(self) -> None:
         """Close the writer."""
         self.writer.close()  # type: ignore[no-untyped-call]
 

@@ -104,12 +104,9 @@ def fit(
                 reason = "interrupted"
                 break
         read()
-    except NumericError:
-        reason = "failed"
-        raise
+        for hook in hooks:
+            hook.finish(state)
     finally:
-        if reason != "failed":
-            read()
         for hook in reversed(hooks):
-            hook.close(state)
+            hook.close()
     return Outcome(reason, state.window)

@@ -1,0 +1,105 @@
+"""Score a model at fixed targets: the same rows, the same masks, every time and for every model of a tokenizer.
+
+Targets are drawn with a key of their own (`EVALUATION_SEED`), so they do not depend on a run's seed. Sums are kept in
+float64 and divided once, by the number of targets: a score does not depend on how rows are batched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from seedbed.batch import Batch, Targets
+from seedbed.data.views import RowReader, View
+from seedbed.objectives.base import Objective
+
+__all__ = ["EVALUATION_SEED", "EvaluationSet", "build_evaluation_set", "score"]
+
+EVALUATION_SEED = 20_000_003
+"""Key of evaluation masks. Changing it makes every earlier figure incomparable."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """Hold the batches and targets of a fixed evaluation.
+
+    Attributes:
+        batches: what the model sees and what is right, in row order.
+        num_rows: rows scored.
+        total_rows: rows the split has; `num_rows` of them were taken, evenly spaced.
+    """
+
+    batches: Sequence[tuple[Batch, Mapping[str, Targets]]]
+    num_rows: int
+    total_rows: int
+
+
+def build_evaluation_set(
+    objective: Objective, view: View, *, max_rows: int, rows_per_batch: int = 32
+) -> EvaluationSet:
+    """Choose rows and targets of an evaluation.
+
+    Args:
+        objective: the objective that trains; its `for_evaluation` variant makes the targets.
+        view: the rows of the validation split, in the order of the text.
+        max_rows: rows to take at most, evenly spaced over the split.
+        rows_per_batch: rows of one forward pass.
+    """
+    fixed = objective.for_evaluation()
+    reader = RowReader(view, name="evaluation", seed=EVALUATION_SEED, shuffle=False)
+    num_rows = min(max_rows, view.num_rows)
+    places = np.arange(num_rows, dtype=np.int64) * view.num_rows // num_rows
+    batches = [
+        fixed.make_batch(*reader.read_at(places[start : start + rows_per_batch]))
+        for start in range(0, num_rows, rows_per_batch)
+    ]
+    return EvaluationSet(batches, num_rows, view.num_rows)
+
+
+def score(
+    objective: Objective,
+    modules: Mapping[str, nn.Module],
+    evaluation_set: EvaluationSet,
+    *,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
+    """Return loss (nats a target), perplexity, accuracy (top 1), accuracy_top5 and the number of targets.
+
+    With several terms, names are prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights.
+    """
+    sums: dict[str, dict[str, float]] = {}
+    device_type = torch.device(device).type
+    with (
+        torch.no_grad(),
+        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+    ):
+        for batch, targets in evaluation_set.batches:
+            on_device = {term: target.to(device) for term, target in targets.items()}
+            terms = objective.losses(modules, batch.to(device), on_device, with_details=True)
+            for name, term in terms.items():
+                total = sums.setdefault(name, {"loss": 0.0, "count": 0.0})
+                total["loss"] += float(term.loss.double())
+                total["count"] += objective.counts({name: targets[name]})[name]
+                for key, value in term.sums.items():
+                    total[key] = total.get(key, 0.0) + float(value)
+    scores: dict[str, float] = {}
+    weights = objective.weights(1.0)
+    for name, total in sums.items():
+        prefix = "" if len(sums) == 1 else f"{name}."
+        loss = total["loss"] / total["count"]
+        scores |= {
+            f"{prefix}loss": loss,
+            f"{prefix}perplexity": math.exp(min(loss, 700.0)),
+            f"{prefix}accuracy": total.get("correct", math.nan) / total["count"],
+            f"{prefix}accuracy_top5": total.get("correct_top5", math.nan) / total["count"],
+            f"{prefix}targets": total["count"],
+        }
+    if len(sums) > 1:
+        scores["loss"] = sum(weights[name] * scores[f"{name}.loss"] for name in sums)
+    return scores
