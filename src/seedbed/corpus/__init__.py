@@ -1,0 +1,1 @@
+"""Turn raw text files into clean documents: find and read files, normalise, deduplicate, split, write shards."""
