@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from seedbed.errors import ConfigError
@@ -36,15 +36,19 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def one_of(table: Mapping[str, type[Config]]) -> Any:
+def one_of(table: Mapping[str, type[Config]], *, default: str | None = None) -> Any:
     """Turn a table of named configs into a pydantic field type: a union told apart by its `name` key.
 
-    Every config of the table has a field `name: Literal["<its key>"]`. With one entry the union is that entry.
+    Args:
+        table: name to config; each has a field `name: Literal["<its key>"]` with that default.
+        default: the kind meant where a section has no `name`; None makes the name required.
     """
-    kinds = tuple(table.values())
-    if len(kinds) == 1:
-        return kinds[0]
-    return Annotated[Union[kinds], Field(discriminator="name")]  # noqa: UP007 - built from a table, cannot be written with |
+
+    def tag(value: Any) -> Any:
+        return value.get("name", default) if isinstance(value, Mapping) else getattr(value, "name", None)
+
+    kinds = tuple(Annotated[kind, Tag(name)] for name, kind in table.items())
+    return Annotated[Union[kinds], Discriminator(tag)]  # noqa: UP007 - built from a table, cannot be written with |
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _explain(kind: type[BaseModel], detail: Any) -> tuple[str, str | None]:
         context = detail.get("ctx", {})
         expected = [name.strip(" '") for name in str(context.get("expected_tags", "")).split(",")]
         found = str(context.get("tag", ""))
-        where = ".".join([*location, "name"])
+        where = ".".join([*_keys_at(kind, location)[1], "name"])
         if detail["type"] == "union_tag_not_found":
             return f"{where} is missing", f"choose one of {', '.join(expected)}" if expected != [""] else None
         nearest = difflib.get_close_matches(found, expected, n=1, cutoff=0.4)

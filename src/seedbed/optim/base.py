@@ -16,7 +16,7 @@ from seedbed.optim.schedule import SCHEDULES, CosineConfig, LinearConfig, Warmup
 if TYPE_CHECKING:
     Schedule = LinearConfig | CosineConfig | WarmupStableDecayConfig
 else:
-    Schedule = one_of(SCHEDULES)
+    Schedule = one_of(SCHEDULES, default="warmup_stable_decay")
 
 __all__ = ["OptimizerConfig"]
 

@@ -1,0 +1,175 @@
+"""Turn a budget into a plan: how many steps, how many rows in a forward pass.
+
+Measured once, before step one, on copies: the state a run starts from is not touched. The plan is written into the run
+folder; a resumed run follows it instead of measuring again, and the resolved recipe repeats it exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.errors import MemoryLimitError
+from seedbed.training.config import TrainingConfig
+from seedbed.training.step import MicroBatch
+
+__all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
+
+_MAX_MICRO_BATCH_ROWS = 64
+_SLACK = 1.5  # what a step needs besides the tensors saved for backward: gradients of activations, buffers, allocator
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Say how a run proceeds.
+
+    Attributes:
+        num_windows: optimizer steps planned.
+        rows_per_step: B over all workers and micro-batches.
+        micro_batch_rows: rows of one forward pass; changes rounding only.
+        forecast_seconds: training time the probe expects, validations included; 0 when there was no probe.
+        note: what was cut and why, or "".
+    """
+
+    num_windows: int
+    rows_per_step: int
+    micro_batch_rows: int
+    forecast_seconds: float
+    note: str
+
+
+def saved_bytes(learner: nn.Module, micro: MicroBatch, *, compute_dtype: torch.dtype) -> int:
+    """Return the bytes autograd saves for the backward pass of one micro-batch, parameters not counted.
+
+    Counted exactly through saved-tensor hooks, so the answer depends on the model and the rows alone, not on what the
+    allocator or the rest of the machine do.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in learner.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device_type = next(learner.parameters()).device.type
+    scales = dict.fromkeys(micro.targets, 1.0)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+    ):
+        loss, _ = learner(micro, scales, None, None)
+    del loss
+    return sum(seen.values())
+
+
+def fit_micro_batch(
+    learner: nn.Module,
+    sample: Callable[[int], MicroBatch],
+    *,
+    rows_per_step: int,
+    memory_bytes: int,
+    compute_dtype: torch.dtype,
+) -> int:
+    """Return the largest divisor of the step's rows whose forward and backward pass fit the memory, 64 at most.
+
+    Args:
+        learner: what trains.
+        sample: makes a micro-batch of so many rows.
+        rows_per_step: B.
+        memory_bytes: allowed for one step, weights, gradients and optimizer included.
+        compute_dtype: as in training.
+
+    Raises:
+        MemoryLimitError: not even one row fits.
+    """
+    few = min(2, rows_per_step)
+    per_row = saved_bytes(learner, sample(few), compute_dtype=compute_dtype) / few * _SLACK
+    fixed = 4 * sum(
+        p.numel() * p.element_size() for p in learner.parameters()
+    )  # weights, gradients, two moments
+    fitting = int((memory_bytes - fixed) // per_row)
+    if fitting < 1:
+        raise MemoryLimitError(
+            f"one row needs {(per_row + fixed) / 2**30:.2f} GiB ({fixed / 2**30:.2f} for weights, gradients and optimizer),"
+            f" the limit is {memory_bytes / 2**30:.2f} GiB.",
+            hint="a smaller model.preset or data.row_length, or a higher runtime.memory_gib",
+        )
+    limit = min(fitting, _MAX_MICRO_BATCH_ROWS, rows_per_step)
+    return next(rows for rows in range(limit, 0, -1) if rows_per_step % rows == 0)
+
+
+def plan_steps(
+    config: TrainingConfig,
+    *,
+    row_length: int,
+    micro_batch_rows: int,
+    measure: Callable[[], tuple[float, float]] | None,
+) -> Plan:
+    """Turn the budget into a number of steps.
+
+    Args:
+        config: with at most one budget; none means five minutes.
+        row_length: T.
+        micro_batch_rows: as chosen.
+        measure: returns (seconds a step, seconds a validation), or None to plan without a clock.
+    """
+    rows = config.rows_per_step(row_length)
+    minutes = config.budget_minutes
+    steps = config.budget_steps
+    if config.budget_tokens is not None:
+        steps = max(1, config.budget_tokens // (rows * row_length))
+    if steps is None and minutes is None:
+        minutes = 5.0
+    note, forecast = "", 0.0
+    if measure is not None and (minutes is not None or config.max_minutes is not None):
+        step_seconds, validation_seconds = measure()
+        num_validations = 20 if config.validation_steps == 0 else None
+
+        def fitting(limit: float) -> int:
+            if num_validations is not None:
+                return max(1, int((60 * limit - num_validations * validation_seconds) / step_seconds))
+            return max(1, int(60 * limit / (step_seconds + validation_seconds / config.validation_steps)))
+
+        if minutes is not None:
+            steps = fitting(minutes)
+        assert steps is not None
+        if config.max_minutes is not None and (most := fitting(config.max_minutes)) < steps:
+            note = (
+                f"cut from {steps} to {most} steps: the probe forecasts {step_seconds * steps / 60:.1f} minutes,"
+                f" {config.max_minutes:g} are allowed"
+            )
+            steps = most
+        forecast = (
+            steps * step_seconds + (num_validations or steps // config.validation_steps) * validation_seconds
+        )
+    assert steps is not None, "a budget in minutes needs a probe"
+    return Plan(steps, rows, micro_batch_rows, forecast, note)
+
+
+def time_steps(
+    run: Callable[[Any, int], object], state: Any, *, seconds: float = 4.0, at_least: int = 3
+) -> float:
+    """Return the median seconds of a step, run on a deep copy of the state after one step of warm-up."""
+    scratch = copy.deepcopy(state)
+    run(scratch, 0)
+    times: list[float] = []
+    while len(times) < at_least or sum(times) < seconds:
+        began = time.perf_counter()
+        run(scratch, len(times) + 1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return _median(times)
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
