@@ -1,0 +1,129 @@
+"""Describe a Transformer completely: everything its weights do not say.
+
+`TransformerConfig` is what a checkpoint stores and what a Hugging Face folder is translated to and from. The small
+recipe section a user writes is in `<family>.py`, the sizes behind its presets in `presets.py`. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from seedbed.config import Config
+
+__all__ = ["Activation", "Initialisation", "TransformerConfig"]
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
+Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
+
+
+class TransformerConfig(Config):
+    """Describe one Transformer and its language-model head.
+
+    Every combination that validates runs. Those that a Hugging Face family can express export exactly.
+    """
+
+    family: str = Field(
+        "native", description="Key in MODELS whose Hugging Face form this is; native: it has none."
+    )
+    vocab_size: int = Field(ge=1, description="Token ids, special ones included.")
+    hidden_size: int = Field(ge=1, description="Width D of the residual stream.")
+    num_layers: int = Field(ge=1, description="Blocks of attention and feed-forward.")
+    num_heads: int = Field(ge=1, description="Query heads H.")
+    num_kv_heads: int = Field(
+        ge=1, description="Key and value heads; fewer than num_heads are shared by groups."
+    )
+    head_dim: int = Field(ge=1, description="Width K of one head.")
+    ffn_size: int = Field(ge=1, description="Width F inside the feed-forward block (of one half when gated).")
+    max_length: int = Field(
+        ge=1, description="Longest row, tokens; also the size of a learned position table."
+    )
+    type_vocab_size: int = Field(0, ge=0, description="Sentence marks (A/B) with an embedding; 0: none.")
+
+    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm without centring.")
+    norm_eps: float = Field(1e-5, gt=0, description="Added to the variance.")
+    norm_place: Literal["pre", "post"] = Field(
+        "pre", description="pre: before each sublayer, on its branch. post: after the sum, as BERT."
+    )
+    norm_bias: bool = Field(False, description="Norms have an offset (LayerNorm only).")
+    has_embedding_norm: bool = Field(False, description="Norm after the embeddings.")
+    has_first_norm: bool = Field(
+        True, description="False: the first attention reads the stream without a norm (ModernBERT)."
+    )
+    has_final_norm: bool = Field(True, description="Norm after the last layer.")
+
+    positions: Literal["learned", "rope", "none"] = Field("rope", description="How order enters.")
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
+    local_rope_theta: float = Field(10_000.0, gt=0, description="The same, in layers with local attention.")
+    local_window: int = Field(
+        0,
+        ge=0,
+        description="Width of local attention: |i - j| <= local_window / 2. 0: every layer is global.",
+    )
+    global_every_n: int = Field(
+        1, ge=1, description="With a local window: layers 0, n, 2n, ... are global, the rest local."
+    )
+
+    activation: Activation = Field("gelu", description="gelu is the erf form; gelu_tanh its approximation.")
+    is_gated: bool = Field(False, description="Feed-forward is act(a) * b (GeGLU, SwiGLU) instead of act(a).")
+    attention_bias: bool = Field(False, description="Offsets in the four attention projections.")
+    ffn_bias: bool = Field(False, description="Offsets in the feed-forward projections.")
+
+    hidden_dropout: float = Field(
+        0.0, ge=0, lt=1, description="After the embedding and each sublayer. 0 for short runs."
+    )
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="On attention probabilities; forces unfused attention."
+    )
+
+    is_causal: bool = Field(False, description="A decoder: made for left-to-right prediction.")
+    tie_embeddings: bool = Field(True, description="The head uses the token embedding as its matrix.")
+    head_transform: bool = Field(False, description="Dense, activation and norm before the head's matrix.")
+    head_activation: Activation = Field("gelu", description="Activation of that transform.")
+    head_transform_bias: bool = Field(False, description="Offset in that transform's dense layer.")
+    head_bias: bool = Field(False, description="One offset per token id in the logits.")
+    query_stream: bool = Field(
+        False, description="Has the learned vector that starts a content-blind second stream (XLNet)."
+    )
+
+    initialisation: Initialisation = Field("truncated_normal", description="See models/init.py.")
+    initialisation_std: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the normal kinds and of embeddings. None: sqrt(2 / (5 hidden_size)).",
+    )
+    special_ids: dict[str, int] = Field(
+        default_factory=dict, description="Ids of pad, bos, eos, cls, sep, mask, unk where they exist."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if self.norm == "rms" and self.norm_bias:
+            raise ValueError("norm_bias exists with norm=layer only")
+        if self.query_stream and self.local_window:
+            raise ValueError("a query stream and a local window do not go together")
+        wrong = {name: i for name, i in self.special_ids.items() if not 0 <= i < self.vocab_size}
+        if wrong:
+            raise ValueError(f"special ids outside the vocabulary of {self.vocab_size}: {wrong}")
+        return self
+
+    @property
+    def std(self) -> float:
+        """Return the standard deviation of initial weights: `initialisation_std` or the width rule.
+
+        sqrt(2 / 5D) is 0.0228 at D = 768, where everyone's 0.02 was tuned, and 0.0395 at 256 ("small init", T. Nguyen,
+        J. Salazar, 1910.05895).
+        """
+        return self.initialisation_std or math.sqrt(2 / (5 * self.hidden_size))
+
+    def is_local(self, layer: int) -> bool:
+        """Say whether a layer attends inside the local window only."""
+        return self.local_window > 0 and layer % self.global_every_n != 0

@@ -1,0 +1,66 @@
+"""Turn hidden states into logits over the vocabulary, at the places asked for only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seedbed.models.config import TransformerConfig
+from seedbed.models.layers.feed_forward import activate
+from seedbed.models.layers.norm import make_norm
+from seedbed.models.transformer import Transformer
+
+__all__ = ["CausalLMHead", "LMHead", "MaskedLMHead", "make_head"]
+
+
+class LMHead(nn.Module):
+    """Project features (N, D) to logits (N, V).
+
+    A tied head holds the very Parameter of the token embedding, so an optimizer that reads `parameters()` of both sees
+    it once.
+    """
+
+    def __init__(self, config: TransformerConfig, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = (
+            embedding.weight if config.tie_embeddings else nn.Parameter(torch.empty_like(embedding.weight))
+        )
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Return the features the matrix is applied to, for losses that fuse the product."""
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (..., V) of features (..., D)."""
+        return F.linear(self.transform(features), self.weight, self.bias)
+
+
+class CausalLMHead(LMHead):
+    """The plain matrix of GPT-2 and Llama."""
+
+
+class MaskedLMHead(LMHead):
+    """The head of BERT and ModernBERT: dense, activation and norm (where the config has them), then the matrix."""
+
+    def __init__(self, config: TransformerConfig, embedding: nn.Embedding) -> None:
+        super().__init__(config, embedding)
+        has = config.head_transform
+        width = config.hidden_size
+        self.dense = nn.Linear(width, width, bias=config.head_transform_bias) if has else None
+        self.norm = make_norm(config) if has else None
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Return the features the matrix is applied to."""
+        if self.dense is None or self.norm is None:
+            return features
+        transformed: Tensor = self.norm(activate(self.dense(features), self.config.head_activation))
+        return transformed
+
+
+def make_head(trunk: Transformer) -> LMHead:
+    """Return the head that belongs to this kind of trunk, tied to its embedding if the config says so."""
+    kind = CausalLMHead if trunk.config.is_causal else MaskedLMHead
+    return kind(trunk.config, trunk.embedding.token)

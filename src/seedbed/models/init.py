@@ -1,0 +1,101 @@
+"""Give weights their initial values: all of them in one list, from one seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.models.config import TransformerConfig
+from seedbed.models.heads import LMHead, MaskedLMHead
+from seedbed.models.layers.norm import Norm
+from seedbed.models.transformer import Layer, Transformer
+
+__all__ = ["init_weights"]
+
+
+@torch.no_grad()
+def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
+    """Initialise a trunk and its language-model heads in place.
+
+    The same seed gives the same weights on every device: values are drawn on the CPU, in float32, by a generator of this
+    call alone, in the order written here.
+
+    | kind               | matrices                                  | matrices that write to the residual stream |
+    |--------------------|-------------------------------------------|--------------------------------------------|
+    | `normal`           | N(0, std)                                 | the same                                   |
+    | `truncated_normal` | N(0, std), redrawn beyond 2 std (BERT)    | the same                                   |
+    | `scaled_residual`  | N(0, std)                                 | N(0, std / sqrt(2 L)) (GPT-2)              |
+    | `glorot`           | U(-a, a), a = sqrt(6 / (fan_in + fan_out))| the same                                   |
+    | `he`               | N(0, sqrt(2 / fan_in))                    | the same                                   |
+
+    `std` is `config.std`. Fans are those of one projection: queries, keys, values and the halves of a gate are drawn as
+    the matrices they are, though stored as one. Embeddings and the vocabulary matrix are N(0, std), redrawn beyond 2 std
+    for `truncated_normal`. Offsets are 0, scales 1.
+    """
+    config = trunk.config
+    draw = _Draw(config, torch.Generator().manual_seed(seed))
+    heads_, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    draw.table(trunk.embedding.token.weight)
+    if trunk.embedding.position is not None:
+        draw.table(trunk.embedding.position.weight)
+    if trunk.embedding.token_type is not None:
+        draw.table(trunk.embedding.token_type.weight)
+    if trunk.embedding.query is not None:
+        draw.table(trunk.embedding.query)
+    for layer in trunk.layers:
+        assert isinstance(layer, Layer)
+        draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])
+        draw.matrix(layer.attention.output.weight, writes_residual=True)
+        draw.matrix(layer.feed_forward.input.weight, rows=[config.ffn_size] * (2 if config.is_gated else 1))
+        draw.matrix(layer.feed_forward.output.weight, writes_residual=True)
+    for head in heads:
+        if head.weight is not trunk.embedding.token.weight:
+            draw.table(head.weight)
+        if isinstance(head, MaskedLMHead) and head.dense is not None:
+            draw.matrix(head.dense.weight)
+
+    for module in (trunk, *heads):
+        for part in module.modules():
+            if isinstance(part, Norm):
+                part.weight.fill_(1.0)
+            if isinstance(part, nn.Linear | Norm | LMHead) and part.bias is not None:
+                part.bias.zero_()
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """Fill weights with random values of one kind."""
+
+    config: TransformerConfig
+    generator: torch.Generator
+
+    def table(self, weight: Tensor) -> None:
+        """Fill an embedding."""
+        self._normal(weight, self.config.std)
+
+    def matrix(self, weight: Tensor, *, rows: Sequence[int] = (), writes_residual: bool = False) -> None:
+        """Fill a matrix (out, in); `rows` are the sizes of the projections stacked in it."""
+        kind, fan_in = self.config.initialisation, weight.shape[1]
+        for part in torch.split(weight, list(rows) or [weight.shape[0]]):
+            if kind == "glorot":
+                bound = math.sqrt(6 / (fan_in + part.shape[0]))
+                part.copy_(torch.empty(part.shape).uniform_(-bound, bound, generator=self.generator))
+            elif kind == "he":
+                self._normal(part, math.sqrt(2 / fan_in))
+            elif kind == "scaled_residual" and writes_residual:
+                self._normal(part, self.config.std / math.sqrt(2 * self.config.num_layers))
+            else:
+                self._normal(part, self.config.std)
+
+    def _normal(self, weight: Tensor, std: float) -> None:
+        values = torch.empty(weight.shape)
+        if self.config.initialisation == "truncated_normal":
+            nn.init.trunc_normal_(values, 0.0, std, -2 * std, 2 * std, generator=self.generator)
+        else:
+            values.normal_(0.0, std, generator=self.generator)
+        weight.copy_(values)

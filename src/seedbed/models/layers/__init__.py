@@ -1,0 +1,1 @@
+"""Parts of a Transformer, each usable alone."""

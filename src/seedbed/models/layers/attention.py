@@ -1,0 +1,152 @@
+"""Multi-head attention with shared key-value heads, by batched matrix products or by PyTorch's fused kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seedbed.models.cache import Cache
+from seedbed.models.config import TransformerConfig
+from seedbed.models.layers.dropout import Dropout
+from seedbed.models.layers.mask import QueryPlan
+from seedbed.models.layers.position import rotate
+
+__all__ = ["Attention", "AttentionPlan", "attend"]
+
+Table = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """How a batch attends in layers of one kind (global or local); made once and shared by them.
+
+    Attributes:
+        bias: (B or 1, 1, T, S) additive mask, or None when nothing is masked.
+        is_causal: the mask is exactly the causal one, so the fused kernel may be told so instead.
+        is_fused: use the fused kernel.
+        rotary: tables for the content (B or 1, T, 1, K), or None.
+        query: how the query stream attends, or None.
+        query_rotary: tables for its positions.
+    """
+
+    bias: Tensor | None
+    is_causal: bool
+    is_fused: bool
+    rotary: Table | None
+    query: QueryPlan | None = None
+    query_rotary: Table | None = None
+
+
+class Attention(nn.Module):
+    """Attend within (B, T, D); one product makes queries, keys and values of all heads."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_dim = config.head_dim
+        width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.output = nn.Linear(
+            config.num_heads * config.head_dim, config.hidden_size, bias=config.attention_bias
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        *,
+        layer: int,
+        stream: Tensor | None = None,
+        cache: Cache | None = None,
+        dropout: Dropout | None = None,
+        capture: Collection[str] = (),
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Return the content's output (B, T, D), the query stream's (B, Q, D) if `stream` is given, and captures.
+
+        Captured queries and keys are as they meet in the product: rotated, not scaled.
+        """
+        heads, groups = self.num_heads, self.num_kv_heads
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2G, K)
+        if plan.rotary is not None:
+            turned = rotate(qkv[:, :, : heads + groups], plan.rotary)
+            q, k = torch.split(turned, [heads, groups], dim=2)
+            v = qkv[:, :, heads + groups :]
+        else:
+            q, k, v = torch.split(qkv, [heads, groups, groups], dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+
+        captured = {
+            name: value
+            for name, value in ((f"query.{layer}", q), (f"key.{layer}", k), (f"value.{layer}", v))
+            if name in capture
+        }
+        wants_probabilities = f"attention.{layer}" in capture
+        drops = dropout is not None and dropout.attention_rate > 0
+        if plan.is_fused and not wants_probabilities and not drops:
+            mixed = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if plan.is_causal else plan.bias,
+                is_causal=plan.is_causal,
+                enable_gqa=groups != heads,
+            )
+        else:
+            mixed, probabilities = attend(q, k, v, plan.bias, dropout=dropout, site=3 * layer)
+            if wants_probabilities:
+                captured[f"attention.{layer}"] = probabilities
+        out = self.output(mixed.transpose(1, 2).flatten(2))
+
+        answer = None
+        if stream is not None:
+            assert plan.query is not None
+            rows = heads * self.head_dim
+            bias = self.qkv.bias[:rows] if self.qkv.bias is not None else None
+            g = F.linear(stream, self.qkv.weight[:rows], bias).view(*stream.shape[:2], heads, self.head_dim)
+            if plan.query_rotary is not None:
+                g = rotate(g, plan.query_rotary)
+            mixed, _ = attend(g.transpose(1, 2), k, v, plan.query.bias)
+            answer = self.output((mixed * plan.query.sees).transpose(1, 2).flatten(2))
+        return out, answer, captured
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, dropout: Dropout | None = None, site: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Compute softmax(q k' / sqrt(K) + bias) v by batched products.
+
+    For rows up to 256 on a CPU this is up to three times as fast as the fused kernel, whose backward is slow there.
+    Heads that share keys are stacked along the rows of one product, so shared keys are never repeated.
+
+    Args:
+        q: (B, H, T, K).
+        k: (B, G, S, K); H is a multiple of G.
+        v: the same shape.
+        bias: additive (B or 1, 1, T, S), or None.
+        dropout: drops probabilities, if given.
+        site: names the place for it.
+
+    Returns:
+        Mixed values (B, H, T, K) and probabilities (B, H, T, S).
+    """
+    batch, heads, length, head_dim = q.shape
+    groups, total = k.shape[1], k.shape[2]
+    stacked = q.reshape(batch * groups, heads // groups * length, head_dim)
+    scores = torch.bmm(stacked * head_dim**-0.5, k.reshape(-1, total, head_dim).transpose(1, 2))
+    scores = scores.view(batch, heads, length, total)
+    if bias is not None:
+        scores = scores + bias
+    probabilities = scores.softmax(-1)
+    if dropout is not None:
+        probabilities = dropout.attention(probabilities, site=site)
+    mixed = torch.bmm(
+        probabilities.view_as(scores).view(batch * groups, -1, total), v.reshape(-1, total, head_dim)
+    )
+    return mixed.view(batch, heads, length, head_dim), probabilities

@@ -1,0 +1,50 @@
+"""Turn ids into the first hidden states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.models.config import TransformerConfig
+from seedbed.models.layers.norm import make_norm
+
+__all__ = ["Embedding"]
+
+
+class Embedding(nn.Module):
+    """Sum token, learned position and token-type embeddings, then normalise where the config says so."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.token = nn.Embedding(config.vocab_size, width)
+        self.position = nn.Embedding(config.max_length, width) if config.positions == "learned" else None
+        self.token_type = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.norm = make_norm(config) if config.has_embedding_norm else None
+        self.query = nn.Parameter(torch.zeros(width)) if config.query_stream else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None,
+        delta: Tensor | None = None,
+    ) -> Tensor:
+        """Embed ids (B, T); `delta` (B, T, D) is added to the token embeddings. Returns (B, T, D)."""
+        x = self.token(input_ids)
+        if delta is not None:
+            x = x + delta
+        if self.token_type is not None:
+            # BERT adds the type-0 vector where no types are given.
+            x = x + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
+        return self._finish(x, position_ids)
+
+    def embed_query(self, position_ids: Tensor) -> Tensor:
+        """Return the start of the query stream at positions (B, Q): a learned vector and the place, no content."""
+        assert self.query is not None
+        return self._finish(self.query.expand(*position_ids.shape, -1), position_ids)
+
+    def _finish(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        if self.position is not None:
+            x = x + self.position(position_ids)
+        return self.norm(x) if self.norm is not None else x

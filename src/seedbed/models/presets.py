@@ -1,0 +1,136 @@
+"""Sizes by name, and the recipe section every family shares. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from seedbed.config import Config
+from seedbed.models.config import Initialisation, TransformerConfig
+from seedbed.models.translate import Weight
+
+__all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
+
+Preset = Literal["tiny", "mini", "small", "medium", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Depth, width and heads."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+
+PRESETS: dict[Preset, Shape] = {
+    "tiny": Shape(2, 128, 2),
+    "mini": Shape(4, 256, 4),
+    "small": Shape(4, 512, 8),
+    "medium": Shape(8, 512, 8),
+    "base": Shape(12, 768, 12),
+}
+"""The sizes of "Well-Read Students Learn Better" (1908.08962), heads of 64."""
+
+
+def gated_size(hidden_size: int) -> int:
+    """Return the width of a gated block with as many weights as a plain one of 4 D: 8 D / 3, rounded up to 64."""
+    return -(-8 * hidden_size // 3 // 64) * 64
+
+
+class FamilyConfig(Config):
+    """What every family lets a recipe choose; None means the preset's or the family's own value."""
+
+    preset: Preset = Field(
+        "mini", description="Size: tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768."
+    )
+    num_layers: int | None = Field(None, ge=1, description="Layers. null: the preset's.")
+    hidden_size: int | None = Field(None, ge=1, description="Width. null: the preset's.")
+    num_heads: int | None = Field(
+        None, ge=1, description="Attention heads. null: hidden_size / 64, at least 1."
+    )
+    ffn_size: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the feed-forward block. null: 4 x hidden_size, or 8/3 of it when gated.",
+    )
+    max_length: int = Field(512, ge=8, description="Longest row the model can read, tokens.")
+    hidden_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout after sublayers. 0 is better below four passes over the text."
+    )
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on attention probabilities; costs the fused kernel."
+    )
+    initialisation: Initialisation | None = Field(
+        None, description="How weights start. null: the family's own (docs/models.md)."
+    )
+    initialisation_std: float | None = Field(
+        None, gt=0, description="Standard deviation of initial weights. null: sqrt(2 / (5 hidden_size))."
+    )
+    tie_embeddings: bool = Field(
+        True, description="Use the token embedding as the output matrix: saves vocabulary x width weights."
+    )
+    query_stream: bool = Field(
+        False, description="Add the content-blind second stream of XLNet; such a model cannot be exported."
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        shape = self.shape()
+        if shape.hidden_size % shape.num_heads:
+            raise ValueError(
+                f"hidden_size {shape.hidden_size} is not a multiple of num_heads {shape.num_heads}"
+            )
+        return self
+
+    def shape(self) -> Shape:
+        """Return depth, width and heads: the preset's, or what was overridden."""
+        preset = PRESETS[self.preset]
+        width = self.hidden_size or preset.hidden_size
+        return Shape(
+            num_layers=self.num_layers or preset.num_layers,
+            hidden_size=width,
+            num_heads=self.num_heads
+            or (preset.num_heads if self.hidden_size is None else max(1, width // 64)),
+        )
+
+    def build(self, *, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> TransformerConfig:
+        """Return the full description for a vocabulary; `special_ids` maps pad, bos, eos, cls, sep, mask, unk to ids."""
+        raise NotImplementedError
+
+    def _common(self, vocab_size: int, special_ids: Mapping[str, int] | None) -> dict[str, Any]:
+        """Return the fields of the description that mean the same in every family."""
+        shape = self.shape()
+        return {
+            "vocab_size": vocab_size,
+            "hidden_size": shape.hidden_size,
+            "num_layers": shape.num_layers,
+            "num_heads": shape.num_heads,
+            "num_kv_heads": shape.num_heads,
+            "head_dim": shape.hidden_size // shape.num_heads,
+            "max_length": self.max_length,
+            "hidden_dropout": self.hidden_dropout,
+            "attention_dropout": self.attention_dropout,
+            "tie_embeddings": self.tie_embeddings,
+            "query_stream": self.query_stream,
+            "initialisation_std": self.initialisation_std,
+            "special_ids": dict(special_ids or {}),
+        }
+
+    @classmethod
+    def from_huggingface(cls, data: Mapping[str, Any]) -> TransformerConfig:
+        """Translate a `config.json`; refuses by name what cannot be expressed exactly."""
+        raise NotImplementedError
+
+    @classmethod
+    def to_huggingface(cls, config: TransformerConfig) -> dict[str, Any]:
+        """Translate back to a `config.json`; refuses what the family cannot express."""
+        raise NotImplementedError
+
+    @classmethod
+    def weights(cls, config: TransformerConfig, *, has_head: bool) -> list[Weight]:
+        """Return the map between our weights and the family's."""
+        raise NotImplementedError

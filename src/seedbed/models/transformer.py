@@ -1,0 +1,272 @@
+"""The one Transformer: a batch in, hidden states out. What kind it is, its config says.
+
+Single-device code that never sees labels. Heads are in `heads.py`, initial values in `init.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from seedbed.batch import Batch, Hidden
+from seedbed.errors import IncompatibleError
+from seedbed.models.cache import Cache
+from seedbed.models.config import TransformerConfig
+from seedbed.models.layers.attention import Attention, AttentionPlan, Table
+from seedbed.models.layers.dropout import Dropout
+from seedbed.models.layers.embedding import Embedding
+from seedbed.models.layers.feed_forward import FeedForward
+from seedbed.models.layers.mask import additive, may_attend, query_plan, within_window
+from seedbed.models.layers.norm import make_norm
+from seedbed.models.layers.position import restarting_positions, rotary_table
+
+__all__ = ["Layer", "Transformer"]
+
+_BMM_MAX_LENGTH = 256
+"""Longest row for which batched products beat the fused kernel on a CPU (3.1x at 128, 1.5x at 256, 0.9x at 512)."""
+
+_QUERY_SITES = 1 << 16
+"""Where the dropout sites of the query stream begin."""
+
+
+class Layer(nn.Module):
+    """One block: attention and feed-forward, each with a residual and a norm before or after."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.is_pre_norm = config.norm_place == "pre"
+        has_norm = index > 0 or config.has_first_norm
+        self.attention_norm = make_norm(config) if has_norm else nn.Identity()
+        self.attention = Attention(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        stream: Tensor | None,
+        plan: AttentionPlan,
+        *,
+        cache: Cache | None,
+        dropout: Dropout | None,
+        query_at: Tensor | None,
+        capture: Collection[str],
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured."""
+        pre = self.is_pre_norm
+        out, answer, captured = self.attention(
+            self.attention_norm(x) if pre else x,
+            plan,
+            layer=self.index,
+            stream=self.attention_norm(stream) if pre and stream is not None else stream,
+            cache=cache,
+            dropout=dropout,
+            capture=capture,
+        )
+        x = self._rest(x, out, dropout, site=3 * self.index, positions=None)
+        if stream is not None and answer is not None:
+            site = _QUERY_SITES + 3 * self.index
+            stream = self._rest(stream, answer, dropout, site=site, positions=query_at)
+        return x, stream, captured
+
+    def _rest(
+        self, x: Tensor, out: Tensor, dropout: Dropout | None, *, site: int, positions: Tensor | None
+    ) -> Tensor:
+        """Add the attention output, then the feed-forward block, with norms where they belong."""
+        if dropout is not None:
+            out = dropout.hidden(out, site=site + 1, positions=positions)
+        x = x + out
+        if not self.is_pre_norm:
+            x = self.attention_norm(x)
+        out = self.feed_forward(self.feed_forward_norm(x) if self.is_pre_norm else x)
+        if dropout is not None:
+            out = dropout.hidden(out, site=site + 2, positions=positions)
+        x = x + out
+        return x if self.is_pre_norm else self.feed_forward_norm(x)
+
+
+class Transformer(nn.Module):
+    """Map a batch to hidden states."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.final_norm = make_norm(config) if config.has_final_norm else None
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        dropout_key: Tensor | None = None,
+        embedding_delta: Tensor | None = None,
+        capture: Sequence[str] = (),
+        cache: Cache | None = None,
+    ) -> Hidden:
+        """Run the model.
+
+        Args:
+            batch: what to read; with a cache, the new tokens only.
+            dropout_key: 0-d integer tensor; None means no dropout, whatever `training` says.
+            embedding_delta: (B, T, D) added to the token embeddings (adversarial passes).
+            capture: names to return: "hidden.i" (0: embedding output, num_layers: before the final norm), "query.i", "key.i",
+                "value.i", "attention.i" (probabilities; that layer takes the unfused path).
+            cache: past tokens; the new ones are appended to it.
+
+        Returns:
+            `last` (B, T, D); `query` (B, Q, D) when the batch has `query_at`; `captured` by name.
+
+        Raises:
+            IncompatibleError: the batch asks for what this model does not have, or is longer than it can read.
+        """
+        config = self.config
+        self._check(batch, capture, cache)
+        segment_ids = batch.segment_ids
+        if segment_ids is None:
+            segment_ids = torch.ones_like(batch.input_ids, dtype=torch.int32)
+        start = cache.reserve(segment_ids, batch.attend_order) if cache is not None else 0
+        positions = self._positions(batch, segment_ids, cache, start)
+        wanted = frozenset(capture)
+        dropout = self._dropout(batch, dropout_key)
+
+        x = self.embedding(batch.input_ids, positions, batch.token_type_ids, embedding_delta)
+        stream = query_positions = None
+        if batch.query_at is not None:
+            query_positions = positions.expand_as(batch.input_ids).gather(1, batch.query_at)
+            stream = self.embedding.embed_query(query_positions)
+        if dropout is not None:
+            x = dropout.hidden(x, site=_QUERY_SITES - 1)
+            if stream is not None:
+                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, positions=batch.query_at)
+
+        plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
+        captured: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            if f"hidden.{index}" in wanted:
+                captured[f"hidden.{index}"] = x
+            x, stream, seen = layer(
+                x,
+                stream,
+                plans[config.is_local(index)],
+                cache=cache,
+                dropout=dropout,
+                query_at=batch.query_at,
+                capture=wanted,
+            )
+            captured.update(seen)
+        if f"hidden.{config.num_layers}" in wanted:
+            captured[f"hidden.{config.num_layers}"] = x
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+            stream = self.final_norm(stream) if stream is not None else None
+        return Hidden(last=x, query=stream, captured=captured)
+
+    def _check(self, batch: Batch, capture: Sequence[str], cache: Cache | None) -> None:
+        """Refuse, once and early, what this model cannot do."""
+        config = self.config
+        end = batch.input_ids.shape[1] + (cache.length if cache is not None else 0)
+        if end > config.max_length:
+            raise IncompatibleError(
+                f"a row of {end} tokens is longer than this model reads ({config.max_length}).",
+                hint="cut the text, or train with a larger model.max_length",
+            )
+        if batch.token_type_ids is not None and not config.type_vocab_size:
+            raise IncompatibleError("the batch has token types, this model has no embedding for them.")
+        if batch.query_at is not None and (not config.query_stream or cache is not None):
+            raise IncompatibleError(
+                "the batch asks for a query stream, which this model does not have (or has no cache for).",
+                hint="build it with query_stream=True",
+            )
+        if batch.decoder_input_ids is not None:
+            raise IncompatibleError("the batch has a decoder side, this model has one stack only.")
+        count = config.num_layers
+        known = {f"{kind}.{i}" for kind in ("query", "key", "value", "attention") for i in range(count)}
+        known |= {f"hidden.{i}" for i in range(count + 1)}
+        if unknown := [name for name in capture if name not in known]:
+            raise IncompatibleError(
+                f"cannot capture {', '.join(unknown)} from a model of {count} layers.",
+                hint="names are hidden.0 to hidden.L and query|key|value|attention.0 to L - 1",
+            )
+
+    def _positions(self, batch: Batch, segment_ids: Tensor, cache: Cache | None, start: int) -> Tensor:
+        """Return position ids (B or 1, T)."""
+        if batch.position_ids is not None:
+            return batch.position_ids
+        if not batch.is_segmented:
+            return torch.arange(start, start + batch.input_ids.shape[1], device=segment_ids.device)[None]
+        if cache is None:
+            return restarting_positions(segment_ids)
+        return restarting_positions(cache.segment_ids[:, : cache.length])[:, start:]
+
+    def _dropout(self, batch: Batch, key: Tensor | None) -> Dropout | None:
+        config = self.config
+        if key is None or not (config.hidden_dropout or config.attention_dropout):
+            return None
+        row_ids = batch.row_ids
+        if row_ids is None:
+            row_ids = torch.arange(batch.input_ids.shape[0], device=key.device)
+        return Dropout(
+            key=key.to(torch.int32),
+            row_ids=row_ids,
+            hidden_rate=config.hidden_dropout,
+            attention_rate=config.attention_dropout,
+        )
+
+    def _plans(
+        self,
+        batch: Batch,
+        segment_ids: Tensor,
+        positions: Tensor,
+        query_positions: Tensor | None,
+        cache: Cache | None,
+        start: int,
+        wanted: Collection[str],
+    ) -> dict[bool, AttentionPlan]:
+        """Return how global (False) and local (True) layers attend, from plain fields where they suffice."""
+        config = self.config
+        device = segment_ids.device
+        dtype = _compute_dtype(self.embedding.token.weight)
+        total = start + segment_ids.shape[1]
+        is_fused = device.type != "cpu" or total > _BMM_MAX_LENGTH
+        is_plainly_causal = (
+            batch.attention == "causal" and start == 0 and not batch.is_segmented and not batch.has_padding
+        )
+        needs_bias = not is_fused or any(name.startswith("attention.") for name in wanted)
+        needs_bias = needs_bias or config.attention_dropout > 0
+
+        allowed: Tensor | None = None
+        if needs_bias or not is_plainly_causal or config.local_window:
+            allowed = may_attend(batch, segment_ids, cache, start)
+        query = query_plan(batch, segment_ids, batch.query_at, dtype) if batch.query_at is not None else None
+        plans = {}
+        for is_local in {config.is_local(index) for index in range(config.num_layers)}:
+            mask = allowed
+            if is_local:
+                near = within_window(total, start, config.local_window, device)
+                mask = near if allowed is None else allowed & near
+            theta = config.local_rope_theta if is_local else config.rope_theta
+            plans[is_local] = AttentionPlan(
+                bias=additive(mask, dtype),
+                is_causal=is_plainly_causal and not is_local,
+                is_fused=is_fused,
+                rotary=self._rotary(positions, theta, dtype),
+                query=query,
+                query_rotary=self._rotary(query_positions, theta, dtype),
+            )
+        return plans
+
+    def _rotary(self, positions: Tensor | None, theta: float, dtype: torch.dtype) -> Table | None:
+        if positions is None or self.config.positions != "rope":
+            return None
+        cos, sin = rotary_table(positions, self.config.head_dim, theta, dtype)
+        return cos[:, :, None], sin[:, :, None]  # (B or 1, T, 1, K)
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """Return the number type of matrix products here: autocast's, else the weights'."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

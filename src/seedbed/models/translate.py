@@ -1,0 +1,92 @@
+"""Words shared by the families' translations to and from Hugging Face's `config.json`. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seedbed.errors import IncompatibleError
+from seedbed.models.config import Activation
+
+__all__ = ["Weight", "read_activation", "read_special_ids", "refuse_unless", "required", "write_activation"]
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
+
+_WRITTEN: dict[Activation, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "silu": "silu",
+    "relu": "relu",
+    "relu_squared": "relu2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Say which tensors of a Hugging Face folder make up one of ours.
+
+    Attributes:
+        name: our name, in `LanguageModel`.
+        parts: their names; stacked along the rows in this order.
+        rows: rows of each part; empty when there is one.
+        is_transposed: theirs is stored (in, out), as GPT-2's.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    is_transposed: bool = False
+
+
+def read_activation(name: Any) -> Activation:
+    """Return our name of an activation."""
+    if name not in _ACTIVATIONS:
+        raise IncompatibleError(
+            f"config.json asks for the activation {name!r}, which is not known here.",
+            hint=f"known: {', '.join(_ACTIVATIONS)}",
+        )
+    return _ACTIVATIONS[name]
+
+
+def write_activation(name: Activation) -> str:
+    """Return Hugging Face's name of an activation."""
+    return _WRITTEN[name]
+
+
+def required(data: Mapping[str, Any], key: str) -> Any:
+    """Return a value that a `config.json` must hold."""
+    if data.get(key) is None:
+        raise IncompatibleError(f"config.json has no {key!r}.", hint="is this a complete model folder?")
+    return data[key]
+
+
+def refuse_unless(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
+    """Refuse a setting that would change the outputs in a way not built here; a missing key is the first of `allowed`."""
+    if (found := data.get(key, allowed[0])) not in allowed:
+        raise IncompatibleError(
+            f"config.json has {key} = {found!r}; only {', '.join(map(repr, allowed))} can be read exactly.",
+            hint="nothing was loaded, since its outputs would differ",
+        )
+
+
+def read_special_ids(data: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """Return the special ids a `config.json` names; of several ends of text the first; ids outside the vocabulary (Hugging Face's
+    unused defaults) are left out.
+    """
+    found: dict[str, int] = {}
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"):
+        value = data.get(f"{name}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int) and 0 <= value < vocab_size:
+            found[name] = value
+    return found
