@@ -1,0 +1,64 @@
+"""The one typed recipe: every section of a run, assembled from the components' configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from seedbed.config import Config, one_of
+from seedbed.corpus.pipeline import CorpusConfig
+from seedbed.data.store import TokensConfig
+from seedbed.models import MODELS, FamilyConfig, ModernBertConfig
+from seedbed.objectives import OBJECTIVES, MaskedLMConfig, ObjectiveConfig
+from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
+from seedbed.runtime import RuntimeConfig
+from seedbed.tokenizer.train import TokenizerConfig
+from seedbed.training.config import DataConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    ModelSection = FamilyConfig
+    ObjectiveSection = ObjectiveConfig
+    OptimSection = OptimizerConfig
+else:
+    ModelSection = one_of(MODELS, default="modernbert")
+    ObjectiveSection = one_of(OBJECTIVES, default="masked_lm")
+    OptimSection = one_of(OPTIMIZERS, default="adamw")
+
+__all__ = ["DEFAULT_MODELS", "Recipe"]
+
+DEFAULT_MODELS = {"masked_lm": "modernbert", "causal_lm": "llama"}
+"""The family meant where a recipe names an objective and no model: the modern block of that kind."""
+
+
+class Recipe(Config):
+    """Describe a run from raw text to a model."""
+
+    run: str = Field("runs/default", description="Folder of the run: every stage, log and checkpoint lies in it.")
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig, description="Raw text to clean documents.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="Documents to a vocabulary.")
+    tokens: TokensConfig = Field(default_factory=TokensConfig, description="Documents to the token store.")
+    data: DataConfig = Field(default_factory=DataConfig, description="From what rows the model learns.")
+    model: ModelSection = Field(default_factory=ModernBertConfig, description="What learns.")
+    objective: ObjectiveSection = Field(default_factory=MaskedLMConfig, description="What is learned.")
+    optim: OptimSection = Field(default_factory=AdamWConfig, description="How weights are updated.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long, in which portions.")
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="On which machine; changes no result.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_follows_objective(cls, data: Any) -> Any:
+        """Fill in the model family an objective implies."""
+        if not isinstance(data, Mapping):
+            return data
+        objective, model = data.get("objective"), data.get("model", {})
+        name = objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", None)
+        if isinstance(model, Mapping) and "name" not in model and name in DEFAULT_MODELS:
+            return {**data, "model": {**model, "name": DEFAULT_MODELS[name]}}
+        return data
+
+    def run_folder(self) -> Path:
+        """Return the run's folder."""
+        return Path(self.run).expanduser()
