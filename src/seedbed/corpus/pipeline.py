@@ -6,14 +6,14 @@ Large-scale cleaning (languages, quality, near duplicates) is not here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from seedbed.artifact import (
@@ -26,9 +26,11 @@ from seedbed.artifact import (
     write_json,
 )
 from seedbed.config import Config
-from seedbed.corpus.normalize import UnicodeForm, normalizer
-from seedbed.corpus.readers import END, Limits, Line, read_source
-from seedbed.corpus.rejects import Reject, Report, summary
+from seedbed.corpus.documents import Reading, Separator, documents_of
+from seedbed.corpus.normalize import UnicodeForm
+from seedbed.corpus.readers import Limits
+from seedbed.corpus.rejects import Reject, summary
+from seedbed.corpus.script import ScriptCounter
 from seedbed.corpus.shards import ShardWriter, read_shard
 from seedbed.corpus.sources import Source, find_sources
 from seedbed.corpus.split import document_hash, split_position
@@ -59,7 +61,7 @@ class CorpusConfig(Config):
     format: Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"] = Field(
         "auto", description="Format of all files. auto: by ending, below .gz and .zst."
     )
-    documents: Literal["blank_line", "file", "line"] = Field(
+    documents: Separator = Field(
         "blank_line",
         description="What separates documents in .txt files: blank lines, nothing (a file is one document), or every"
         " line end. Other formats have one document a record.",
@@ -107,9 +109,13 @@ class CorpusConfig(Config):
             )
         return self
 
-    def limits(self) -> Limits:
-        """Return what the readers need."""
-        return Limits(self.text_field, self.max_line_bytes, self.max_document_bytes)
+    def reading(self) -> Reading:
+        """Return what the reader needs."""
+        return Reading(
+            limits=Limits(self.text_field, self.max_line_bytes, self.max_document_bytes),
+            separator=self.documents,
+            unicode_form=self.unicode_form,
+        )
 
 
 def build_corpus(
@@ -145,6 +151,8 @@ def build_corpus(
     found: list[Reject] = []
     validation = find_sources(config.validation_inputs, format=config.format, report=found.append)
     train = find_sources(config.inputs, format=config.format, report=found.append)
+    shared = {source.name for source in validation} & {source.name for source in train}
+    validation, train = _told_apart(validation, shared), _told_apart(train, shared)
     if not train or (config.validation_inputs and not validation):
         which = "inputs" if not train else "validation_inputs"
         raise DataError(
@@ -199,66 +207,27 @@ def read_documents(
     config = config or CorpusConfig()
     report = (rejects if rejects is not None else []).append
     for source in find_sources(inputs, format=config.format, report=report):
-        yield from _documents(source, config, report)
+        yield from documents_of(source, config.reading(), report)
 
 
 # -------------------------------------------------------------------------------------------- files to documents
 
 
-def _documents(
-    source: Source, config: CorpusConfig, report: Report, tick: Callable[[int], None] = lambda _: None
-) -> Iterator[Document]:
-    """Yield the normalised documents of one file."""
-    num_rejects = 0
-
-    def counted(reject: Reject) -> None:
-        nonlocal num_rejects
-        num_rejects += 1
-        report(reject)
-
-    is_empty = True
-    for document in _assemble(read_source(source, config.limits(), counted, tick), source, config):
-        is_empty = False
-        yield document
-    if is_empty and not num_rejects:
-        report(Reject(source.name, 0, "empty_file", "the file holds no text"))
-
-
-def _assemble(lines: Iterator[Line], source: Source, config: CorpusConfig) -> Iterator[Document]:
-    """Join normalised lines to documents, cut at a line end where one would grow over `max_document_bytes`."""
-    normalize = normalizer(config.unicode_form)
-    is_text = source.format == "txt"
-    ends_at_blank = is_text and config.documents == "blank_line"
-    ends_at_line = is_text and config.documents == "line"
-    kept: list[str] = []
-    numbers: list[int] = []
-    size = 0
-    for line in lines:
-        number, raw = line
-        text = normalize(raw)
-        if text:
-            length = len(text) if text.isascii() else len(text.encode("utf-8"))
-            if kept and size + length > config.max_document_bytes:
-                yield Document("\n".join(kept), source.name, tuple(numbers))
-                kept, numbers, size = [], [], 0
-            kept.append(text)
-            numbers.append(number)
-            size += length + 1
-            if not ends_at_line:
-                continue
-        elif not (ends_at_blank or line is END):
-            continue
-        if kept:
-            yield Document("\n".join(kept), source.name, tuple(numbers))
-            kept, numbers, size = [], [], 0
-    if kept:
-        yield Document("\n".join(kept), source.name, tuple(numbers))
+def _told_apart(sources: Sequence[Source], shared: set[str]) -> list[Source]:
+    """Call files by their whole path where a training and a validation file have the same short name."""
+    return [dataclasses.replace(s, name=str(s.path)) if s.name in shared else s for s in sources]
 
 
 def _digests(role: str, sources: Sequence[Source], progress: Progress) -> dict[str, str]:
     digests: dict[str, str] = {}
     for index, source in enumerate(sources):
-        digests[f"{role} {source.name}"] = file_digest(source.path)
+        try:
+            digests[f"{role} {source.name}"] = file_digest(source.path)
+        except OSError as error:
+            raise DataError(
+                f"{source.path} cannot be read to its end: {error.strerror}.",
+                hint="check the disk and the permissions, or leave the file out",
+            ) from error
         progress(f"hashing {role} files", done=index + 1, total=len(sources), unit="files")
     return digests
 
@@ -299,7 +268,7 @@ def _write(
     sources = [*validation, *train]
     sizes = [source.path.stat() for source in sources]
     total, done = sum(s.st_size for s in sizes), 0
-    script = _ScriptCounter()
+    script, reading = ScriptCounter(), config.reading()
     # The first document of each text, as (is validation, source, line) in one integer: about 150 bytes a document.
     first: dict[bytes, tuple[bool, int, int]] = {}
     num_read = 0
@@ -315,7 +284,7 @@ def _write(
             def tick(position: int, before: int = done) -> None:
                 progress("reading", done=before + position, total=total, unit="bytes")
 
-            for document in _documents(source, config, ledger, tick):
+            for document in documents_of(source, reading, ledger, tick):
                 num_read += 1
                 digest = document_hash(document.text)
                 if reject_ := _left_out(document, first.get(digest), is_validation, sources, config):
@@ -407,8 +376,12 @@ def _check_splits(config: CorpusConfig, documents: dict[str, int], ledger: _Ledg
 
 
 def _check_unchanged(source: Source, before: Any) -> None:
-    after = source.path.stat()
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    try:
+        after = source.path.stat()
+        is_same = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
         raise DataError(
             f"{source.path} changed while it was read.", hint="run again when nothing writes to it"
         )
@@ -429,34 +402,3 @@ def _describe_sources(
         for role, sources in (("validation", validation), ("train", train))
         for source in sources
     ]
-
-
-class _ScriptCounter:
-    """Count letters, and Han characters among them, to tell Chinese text from English."""
-
-    def __init__(self) -> None:
-        code_points = map(chr, range(0x10000))
-        self._is_letter = np.array([c.isalpha() for c in code_points], dtype=bool)
-        self._is_han = np.zeros(0x10000, dtype=bool)
-        for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)):
-            self._is_han[first : last + 1] = True
-        self._letters = self._han = 0
-
-    def add(self, text: str) -> None:
-        """Count one text."""
-        for start in range(0, len(text), 1 << 20):
-            part = text[start : start + (1 << 20)]
-            if part.isascii():
-                self._letters += int(self._is_letter[np.frombuffer(part.encode("ascii"), np.uint8)].sum())
-                continue
-            points = np.frombuffer(part.encode("utf-32-le"), np.uint32)
-            # BIAS: above the basic plane only Han (planes 2 and 3) counts as letters; other scripts there are rare.
-            astral = int(((points >= 0x20000) & (points < 0x40000)).sum())
-            points = points[points < 0x10000]
-            self._letters += int(self._is_letter[points].sum()) + astral
-            self._han += int(self._is_han[points].sum()) + astral
-
-    def result(self) -> dict[str, Any]:
-        """Return the share of Han among letters, and the language it suggests."""
-        share = self._han / self._letters if self._letters else 0.0
-        return {"han_fraction": round(share, 6), "language": "zh" if share > 0.3 else "en"}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 __all__ = ["KINDS", "Reject", "Report", "summary"]
 
-Level = Literal["line", "file", "document"]
+Level = Literal["line", "file", "document", "note"]
 
 KINDS: dict[str, Level] = {
     # A physical line, row or record is bad; its neighbours are kept.
@@ -41,6 +41,8 @@ KINDS: dict[str, Level] = {
     "duplicate": "document",
     "in_validation": "document",
     "short": "document",
+    # Nothing was lost, and it should be known.
+    "cut": "note",
 }
 """Every kind of reject, and what is lost. `--strict` refuses lines and files; documents are left out by design."""
 
@@ -69,7 +71,7 @@ class Reject:
     @property
     def is_fault(self) -> bool:
         """Whether input was lost because it is bad, rather than left out by design."""
-        return KINDS[self.kind] != "document"
+        return KINDS[self.kind] in ("line", "file")
 
     def as_json(self) -> dict[str, Any]:
         """Return the line of `rejects.jsonl`."""

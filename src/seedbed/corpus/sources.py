@@ -206,7 +206,7 @@ def open_source(source: Source) -> Iterator[tuple[ByteStream, BinaryIO]]:
         OSError: the file cannot be opened or read.
         WrongEndingError: the first bytes are not what the ending says.
     """
-    with source.path.open("rb", buffering=1 << 18) as raw:
+    with source.path.open("rb") as raw:
         magic = raw.read(4)
         raw.seek(0)
         found = "gz" if magic[:2] == _GZIP_MAGIC else "zst" if magic == _ZSTD_MAGIC else None
