@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,16 @@ _FIXED: dict[str, Any] = {
 
 class BertConfig(FamilyConfig):
     """The classic encoder. Learns slower than `modernbert` in short runs, and is what most tools expect."""
+
+    architectures: ClassVar[tuple[str, str]] = ("BertForMaskedLM", "BertModel")
+    prefix: ClassVar[str] = "bert."
+    roots: ClassVar[tuple[str, ...]] = ("embeddings", "encoder", "pooler")
+    head_matrix: ClassVar[str] = "cls.predictions.decoder.weight"
+    harmless: ClassVar[dict[str, str]] = {
+        r"bert\.embeddings\.(position|token_type)_ids": "constant ids, not weights",
+        r"bert\.pooler\.dense\.(weight|bias)": "the pooler; hidden states do not pass it",
+        r"cls\.seq_relationship\.(weight|bias)": "the next-sentence head",
+    }
 
     name: Literal["bert"] = "bert"
     type_vocab_size: int = Field(2, ge=1, description="Sentence marks (A/B).")
@@ -91,7 +101,7 @@ class BertConfig(FamilyConfig):
         """Translate to a `config.json`."""
         return {
             "model_type": "bert",
-            "architectures": ["BertForMaskedLM"],
+            "architectures": [cls.architectures[0]],
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_layers,
@@ -140,7 +150,9 @@ class BertConfig(FamilyConfig):
                     Weight(f"head.dense.{kind}", (f"cls.predictions.transform.dense.{kind}",)),
                     Weight(f"head.norm.{kind}", (f"cls.predictions.transform.LayerNorm.{kind}",)),
                 ]
-            table.append(Weight("head.bias", ("cls.predictions.bias",)))
+            table.append(
+                Weight("head.bias", ("cls.predictions.decoder.bias",), copies=("cls.predictions.bias",))
+            )
             if not config.tie_embeddings:
-                table.append(Weight("head.weight", ("cls.predictions.decoder.weight",)))
+                table.append(Weight("head.weight", (cls.head_matrix,)))
         return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from seedbed.models.config import TransformerConfig
 from seedbed.models.presets import FamilyConfig
@@ -33,6 +33,14 @@ _FIXED: dict[str, Any] = {
 
 class GPT2Config(FamilyConfig):
     """The classic decoder."""
+
+    architectures: ClassVar[tuple[str, str]] = ("GPT2LMHeadModel", "GPT2Model")
+    prefix: ClassVar[str] = "transformer."
+    roots: ClassVar[tuple[str, ...]] = ("wte", "wpe", "h", "ln_f")
+    head_matrix: ClassVar[str] = "lm_head.weight"
+    harmless: ClassVar[dict[str, str]] = {
+        r"transformer\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask, not a weight",
+    }
 
     name: Literal["gpt2"] = "gpt2"
 
@@ -84,7 +92,7 @@ class GPT2Config(FamilyConfig):
         """Translate to a `config.json`."""
         return {
             "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
+            "architectures": [cls.architectures[0]],
             "vocab_size": config.vocab_size,
             "n_positions": config.max_length,
             "n_embd": config.hidden_size,
@@ -143,5 +151,5 @@ class GPT2Config(FamilyConfig):
             Weight(f"trunk.final_norm.{kind}", (f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias")
         ]
         if has_head and not config.tie_embeddings:
-            table.append(Weight("head.weight", ("lm_head.weight",)))
+            table.append(Weight("head.weight", (cls.head_matrix,)))
         return table

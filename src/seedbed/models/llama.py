@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,14 @@ _FIXED: dict[str, Any] = {
 
 class LlamaConfig(FamilyConfig):
     """The modern decoder, and the default one."""
+
+    architectures: ClassVar[tuple[str, str]] = ("LlamaForCausalLM", "LlamaModel")
+    prefix: ClassVar[str] = "model."
+    roots: ClassVar[tuple[str, ...]] = ("embed_tokens", "layers", "norm")
+    head_matrix: ClassVar[str] = "lm_head.weight"
+    harmless: ClassVar[dict[str, str]] = {
+        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "rotary frequencies, computed anew",
+    }
 
     name: Literal["llama"] = "llama"
     num_kv_heads: int | None = Field(
@@ -88,7 +96,7 @@ class LlamaConfig(FamilyConfig):
         """Translate to a `config.json`. `rope_theta` is there twice, for transformers 4 and 5."""
         return {
             "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
+            "architectures": [cls.architectures[0]],
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_layers,
@@ -138,5 +146,5 @@ class LlamaConfig(FamilyConfig):
                 ]
         table.append(Weight("trunk.final_norm.weight", ("model.norm.weight",)))
         if has_head and not config.tie_embeddings:
-            table.append(Weight("head.weight", ("lm_head.weight",)))
+            table.append(Weight("head.weight", (cls.head_matrix,)))
         return table

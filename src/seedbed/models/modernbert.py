@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,12 @@ _FIXED: dict[str, Any] = {
 
 class ModernBertConfig(FamilyConfig):
     """The modern encoder, and the default: in short runs it learns far faster than the classic block."""
+
+    architectures: ClassVar[tuple[str, str]] = ("ModernBertForMaskedLM", "ModernBertModel")
+    prefix: ClassVar[str] = "model."
+    roots: ClassVar[tuple[str, ...]] = ("embeddings", "layers", "final_norm")
+    head_matrix: ClassVar[str] = "decoder.weight"
+    harmless: ClassVar[dict[str, str]] = {}
 
     name: Literal["modernbert"] = "modernbert"
     rope_theta: float = Field(
@@ -125,7 +131,7 @@ class ModernBertConfig(FamilyConfig):
         special = config.special_ids
         return {
             "model_type": "modernbert",
-            "architectures": ["ModernBertForMaskedLM"],
+            "architectures": [cls.architectures[0]],
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.num_layers,
@@ -193,7 +199,7 @@ class ModernBertConfig(FamilyConfig):
             if config.head_bias:
                 table.append(Weight("head.bias", ("decoder.bias",)))
             if not config.tie_embeddings:
-                table.append(Weight("head.weight", ("decoder.weight",)))
+                table.append(Weight("head.weight", (cls.head_matrix,)))
         return table
 
 

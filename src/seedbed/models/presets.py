@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,17 @@ def gated_size(hidden_size: int) -> int:
 
 class FamilyConfig(Config):
     """What every family lets a recipe choose; None means the preset's or the family's own value."""
+
+    architectures: ClassVar[tuple[str, str]]
+    """Hugging Face class with a language-model head, and without."""
+    prefix: ClassVar[str]
+    """What the class with a head puts before the names of the trunk, and the one without leaves away."""
+    roots: ClassVar[tuple[str, ...]]
+    """First parts of those names."""
+    head_matrix: ClassVar[str]
+    """Name of the output matrix where it is stored: always when untied, sometimes when tied."""
+    harmless: ClassVar[dict[str, str]]
+    """Tensors that may be there and are left out: a pattern, and why nothing is lost."""
 
     preset: Preset = Field(
         "mini", description="Size: tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768."

@@ -40,12 +40,14 @@ class Weight:
         parts: their names; stacked along the rows in this order.
         rows: rows of each part; empty when there is one.
         is_transposed: theirs is stored (in, out), as GPT-2's.
+        copies: other names the same tensor is stored under: written too, and read when the first is missing.
     """
 
     name: str
     parts: tuple[str, ...]
     rows: tuple[int, ...] = ()
     is_transposed: bool = False
+    copies: tuple[str, ...] = ()
 
 
 def read_activation(name: Any) -> Activation:

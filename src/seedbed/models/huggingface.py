@@ -1,0 +1,278 @@
+"""Read and write model folders of Hugging Face `transformers`, without importing it.
+
+A folder holds `config.json` and `model.safetensors` (or shards with an index). What cannot be carried over exactly is
+refused by name; what is left out is reported. Tokenizer files are `tokenizer/`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
+from seedbed.models import MODELS
+from seedbed.models.config import TransformerConfig
+from seedbed.models.heads import make_head
+from seedbed.models.language_model import LanguageModel
+from seedbed.models.presets import FamilyConfig
+from seedbed.models.transformer import Transformer
+from seedbed.models.translate import Weight
+
+__all__ = ["read_huggingface", "write_huggingface"]
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
+    """Open a model folder.
+
+    Weights become float32 whatever they are stored as. A checkpoint without a language-model head gives a model whose
+    `head` is None. As in `transformers`, an output matrix that differs from the embedding makes the model untied, whatever
+    `config.json` says.
+
+    Returns:
+        The model, and the tensors that were left out with the reason.
+
+    Raises:
+        DataError: a file is missing.
+        IntegrityError: a file is not what its name says.
+        IncompatibleError: an unknown family, a setting or an activation not built here; missing, unexpected or misshapen tensors,
+            all listed.
+    """
+    data = _read_json(folder / "config.json")
+    kind = data.get("model_type")
+    if kind not in MODELS:
+        raise IncompatibleError(
+            f"{folder} holds a model of type {kind!r}.", hint=f"families known here: {', '.join(MODELS)}"
+        )
+    family = MODELS[kind]
+    try:
+        config = family.from_huggingface(data)
+    except (ValidationError, ZeroDivisionError, TypeError) as error:
+        raise IncompatibleError(f"{folder / 'config.json'} describes no valid model: {error}.") from error
+    with ExitStack() as stack:
+        return _Stored(folder, family, stack).load(config)
+
+
+class _Stored:
+    """The tensors of a folder under the names the class with a head gives them."""
+
+    def __init__(self, folder: Path, family: type[FamilyConfig], stack: ExitStack) -> None:
+        self.folder = folder
+        self.family = family
+        self.places: dict[str, tuple[Any, str]] = {}
+        for path in _weight_files(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                names = list(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise IntegrityError(
+                    f"{path} is not a safetensors file ({error}).", hint="fetch or copy the folder again"
+                ) from error
+            for name in names:
+                self.places[self._canonical(name)] = (file, name)
+
+    def _canonical(self, name: str) -> str:
+        """Return a tensor's name in today's form, with the trunk's prefix."""
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        return self.family.prefix + name if name.split(".", 1)[0] in self.family.roots else name
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor as float32."""
+        file, stored = self.places[name]
+        try:
+            tensor: Tensor = file.get_tensor(stored)
+        except SafetensorError as error:
+            raise IntegrityError(f"{self.folder}: tensor {stored} cannot be read ({error}).") from error
+        return tensor.float()
+
+    def load(self, config: TransformerConfig) -> tuple[LanguageModel, dict[str, str]]:
+        """Build the model these tensors make and fill it."""
+        family, places = self.family, self.places
+        trunk_names = {part for weight in family.weights(config, has_head=False) for part in weight.parts}
+        if config.tie_embeddings and family.head_matrix in places:
+            config = self._settle_tie(config)
+        head_names = {
+            part for weight in family.weights(config, has_head=True) for part in weight.parts
+        } - trunk_names
+        has_head = not head_names or any(name in places for name in head_names)
+
+        table = family.weights(config, has_head=has_head)
+        sources = {weight.name: self._sources(weight) for weight in table}
+        used = {part for parts in sources.values() for part in parts}
+        used |= {copy for weight in table for copy in weight.copies}
+        if config.tie_embeddings:
+            used.add(family.head_matrix)
+        left_out = {
+            name: reason
+            for name in places
+            for pattern, reason in family.harmless.items()
+            if re.fullmatch(pattern, name)
+        }
+        missing = sorted(part for parts in sources.values() for part in parts if part not in places)
+        unexpected = sorted(set(places) - used - set(left_out))
+        self._refuse({"missing": missing, "unexpected": unexpected})
+
+        trunk = Transformer(config)
+        model = LanguageModel(trunk, make_head(trunk) if has_head else None)
+        parameters = dict(model.named_parameters())
+        assert set(parameters) == set(sources), set(parameters) ^ set(sources)
+        misshapen = []
+        with torch.no_grad():
+            for weight in table:
+                parts = [self.tensor(part) for part in sources[weight.name]]
+                value = torch.cat([part.T if weight.is_transposed else part for part in parts])
+                target = parameters[weight.name]
+                if value.shape == target.shape:
+                    target.copy_(value)
+                else:
+                    misshapen.append(
+                        f"{' + '.join(sources[weight.name])} {tuple(value.shape)} for {tuple(target.shape)}"
+                    )
+        self._refuse({"misshapen": misshapen})
+        return model, left_out
+
+    def _settle_tie(self, config: TransformerConfig) -> TransformerConfig:
+        """Decide about an output matrix stored beside the embedding it should be tied to."""
+        first = self.family.weights(config, has_head=False)[0]
+        assert first.name == "trunk.embedding.token.weight"
+        embedding = first.parts[0]
+        if embedding not in self.places:
+            self.places[embedding] = self.places.pop(self.family.head_matrix)
+        elif not torch.equal(self.tensor(embedding), self.tensor(self.family.head_matrix)):
+            return config.updated(tie_embeddings=False)
+        return config
+
+    def _sources(self, weight: Weight) -> tuple[str, ...]:
+        """Return the names to read a weight from: a copy when the first is missing."""
+        for copy in weight.copies:
+            if weight.parts[0] not in self.places and copy in self.places:
+                return (copy,)
+        return weight.parts
+
+    def _refuse(self, problems: Mapping[str, list[str]]) -> None:
+        found = [f"{what} ({len(names)}): {', '.join(names)}" for what, names in problems.items() if names]
+        if found:
+            raise IncompatibleError(
+                f"{self.folder}: the tensors do not fit {self.family.architectures[0]}; {'; '.join(found)}.",
+                hint="nothing was loaded; is config.json of the same checkpoint?",
+            )
+
+
+def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write `config.json` and `model.safetensors` so that `transformers` gives the same logits.
+
+    Args:
+        model: of a family in MODELS. Without a head the folder is of the family's bare class.
+        folder: existing or to be made.
+        extra: more keys for `config.json`.
+
+    Raises:
+        IncompatibleError: the model has something its family cannot express, each named.
+        DiskError: the folder cannot be written.
+    """
+    config = model.config
+    family = MODELS.get(config.family)
+    if family is None:
+        raise IncompatibleError(
+            f"a model of family {config.family!r} has no Hugging Face form.",
+            hint=f"train one of {', '.join(MODELS)} to export it",
+        )
+    data = {**family.to_huggingface(config), "dtype": "float32", **(extra or {})}
+    _check_expressible(config, family, data)
+    prefix = ""
+    if model.head is None:
+        data["architectures"] = [family.architectures[1]]
+        prefix = family.prefix
+    state = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for weight in family.weights(config, has_head=model.head is not None):
+        value = state.pop(weight.name).detach().to("cpu", torch.float32)
+        rows = list(weight.rows) or [value.shape[0]]
+        for name, part in zip(weight.parts, torch.split(value, rows), strict=True):
+            # Each tensor gets storage of its own: safetensors refuses views of one.
+            part = (part.T if weight.is_transposed else part).clone(memory_format=torch.contiguous_format)
+            tensors[name.removeprefix(prefix)] = part
+        for copy in weight.copies:
+            tensors[copy] = value.clone()
+    assert not state, f"weights without a name in the family: {sorted(state)}"
+    with disk_errors(folder, doing="writing the model"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(
+            json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+_LOST_WITHOUT_HARM = {"initialisation", "initialisation_std", "special_ids"}
+
+
+def _check_expressible(
+    config: TransformerConfig, family: type[FamilyConfig], data: Mapping[str, Any]
+) -> None:
+    """Refuse a config that would come back as another: what the family cannot say would change the outputs."""
+    back = family.from_huggingface(data).model_dump(exclude=_LOST_WITHOUT_HARM)
+    ours = config.model_dump(exclude=_LOST_WITHOUT_HARM)
+    lost = [f"{key}={ours[key]!r} (would become {back[key]!r})" for key in ours if ours[key] != back[key]]
+    if lost:
+        raise IncompatibleError(
+            f"the family {config.family} cannot express {', '.join(lost)}.",
+            hint="the model stays usable here; to export one, train a preset of the family as it is",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}.",
+            hint="a model folder holds config.json and model.safetensors",
+        ) from error
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path} is not JSON ({error}).", hint="fetch or copy the folder again"
+        ) from error
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{path} holds a {type(data).__name__}, not an object.")
+    return data
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder; every shard the index names must be a plain name inside it."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if not (folder / _INDEX).is_file():
+        pickled = sorted(
+            path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern)
+        )
+        raise DataError(
+            f"{folder} holds no {_WEIGHTS}"
+            + (f", only pickled weights ({', '.join(pickled)})." if pickled else "."),
+            hint="convert it with transformers: from_pretrained(...).save_pretrained(..., safe_serialization=True)",
+        )
+    shards = _read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise IntegrityError(f"{folder / _INDEX} has no weight_map.")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise IntegrityError(
+                f"{folder / _INDEX} names a shard outside its folder: {name!r}.",
+                hint="do not trust this folder",
+            )
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} lacks the shard {name}.", hint="fetch or copy the folder again")
+    return [folder / name for name in names]
