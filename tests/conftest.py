@@ -24,12 +24,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     chosen = config.option.markexpr
     for item in items:
-        if "data" in item.keywords and config.getoption("--data") is None:
+        if item.get_closest_marker("data") and config.getoption("--data") is None:
             item.add_marker(pytest.mark.skip(reason="needs --data DIR"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         for tier in ("slow", "fault"):
-            if tier in item.keywords and tier not in chosen:
+            if item.get_closest_marker(tier) and tier not in chosen:
                 item.add_marker(pytest.mark.skip(reason=f"runs with -m {tier}"))
 
 
