@@ -24,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("seedbed.commands.tokenizer", "documents to a vocabulary"),
     "tokens": ("seedbed.commands.tokens", "documents to the token store"),
     "pretrain": ("seedbed.commands.pretrain", "the token store to a model; the same command resumes"),
-    "evaluate": ("seedbed.commands.evaluate", "loss, perplexity, accuracy and bits per byte beside the corpus's own floors"),
+    "evaluate": (
+        "seedbed.commands.evaluate",
+        "loss, perplexity, accuracy and bits per byte beside the corpus's own floors",
+    ),
     "fill-mask": ("seedbed.commands.fill_mask", "let a masked model complete a text"),
     "generate": ("seedbed.commands.generate", "let a causal model continue a text"),
     "report": ("seedbed.commands.report", "write a run's report.html"),
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser(verb, module)
     try:
         options = parser.parse_args(words[1:])
+        options.verb = verb
     except SystemExit as error:
         return int(error.code or 0)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -65,11 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        sys.stderr.write("error: out of memory.\nhint:  lower training.micro_batch_rows or choose a smaller preset\n")
+        sys.stderr.write(
+            "error: out of memory.\nhint:  lower training.micro_batch_rows or choose a smaller preset\n"
+        )
         return 4
     except Exception:  # the one place that catches everything: our own bug, told as such
         traceback.print_exc()
-        sys.stderr.write("error: this is a bug in seedbed. Please report it with the lines above and `seedbed env`.\n")
+        sys.stderr.write(
+            "error: this is a bug in seedbed. Please report it with the lines above and `seedbed env`.\n"
+        )
         return 1
 
 

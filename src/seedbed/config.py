@@ -204,14 +204,16 @@ def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str],
     return [key for k in kinds for key in k.model_fields], path
 
 
-def commented_yaml(config: Config, *, depth: int = 0) -> str:
+def commented_yaml(config: Config, *, depth: int = 0, only: Sequence[str] | None = None) -> str:
     """Print a config as YAML with every field's description as a comment above it.
 
-    The result parses back to an equal config.
+    The result parses back to an equal config. `only` prints some top-level fields.
     """
     lines: list[str] = []
     indent = "  " * depth
     for name, field in type(config).model_fields.items():
+        if only is not None and name not in only:
+            continue
         value = getattr(config, name)
         for comment in _comment(field):
             lines.append(f"{indent}# {comment}")

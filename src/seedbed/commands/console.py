@@ -103,10 +103,14 @@ class Console:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every stage command takes."""
     parser.add_argument("recipe", type=Path, help="the recipe (YAML); `seedbed config` prints one")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any key of the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override any key of the recipe"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     parser.add_argument("--strict", action="store_true", help="fail (exit 3) when any input line is rejected")
-    parser.add_argument("--replace", action="store_true", help="make stages anew that were made differently before")
+    parser.add_argument(
+        "--replace", action="store_true", help="make stages anew that were made differently before"
+    )
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:

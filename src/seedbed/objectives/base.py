@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from seedbed.batch import Batch, Hidden, Targets
 from seedbed.config import Config
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
+from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Objective", "ObjectiveConfig", "Prediction", "Term", "Vocabulary", "count_targets", "features_at"]
 
@@ -37,6 +38,26 @@ class Vocabulary:
     sep_id: int | None = None
     mask_id: int | None = None
     bos_id: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Read sizes and ids off a tokenizer."""
+        return cls(
+            vocab_size=tokenizer.vocab_size,
+            separator_id=tokenizer.separator_id,
+            special_ids=tokenizer.special_ids,
+            pad_id=tokenizer.pad_id,
+            cls_id=tokenizer.cls_id,
+            sep_id=tokenizer.sep_id,
+            mask_id=tokenizer.mask_id,
+            bos_id=tokenizer.bos_id,
+        )
+
+    def role_ids(self) -> dict[str, int]:
+        """Return the ids a model's config stores, by role; the separator begins and ends texts."""
+        ids = {"pad": self.pad_id, "cls": self.cls_id, "sep": self.sep_id, "mask": self.mask_id}
+        ids |= {"bos": self.separator_id, "eos": self.separator_id}
+        return {role: value for role, value in ids.items() if value is not None}
 
     def ordinary_ids(self) -> Tensor:
         """Return the ids that stand for text, (V - special,) int64."""

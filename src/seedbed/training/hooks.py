@@ -191,7 +191,7 @@ class CheckpointHook(Hook):
         log: MetricsLog,
         minutes: float,
         steps: int,
-        extra: Mapping[str, Any],
+        extra: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.checkpoints = checkpoints
         self.log = log
@@ -209,7 +209,7 @@ class CheckpointHook(Hook):
         """Save, with the log on the disk first."""
         self.log.flush()
         if worker() == 0:
-            self.checkpoints.save(state, extra=self.extra)
+            self.checkpoints.save(state, extra=self.extra())
         self._saved_at = time.monotonic()
 
     def finish(self, state: TrainingState) -> None:
