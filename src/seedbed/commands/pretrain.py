@@ -1,0 +1,51 @@
+"""Train a model on the token store. The same command resumes a run that was stopped, exactly where it was."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+
+from seedbed.commands.console import Console, add_recipe_arguments, duration, read_recipe
+
+EXAMPLES = """examples:
+  seedbed pretrain recipe.yaml training.budget_minutes=20
+  seedbed pretrain recipe.yaml objective.name=causal_lm run=runs/causal
+
+Control-C or SIGTERM finishes the step, saves, and says how to go on (exit 130 or 143)."""
+
+add_arguments = add_recipe_arguments
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run every stage up to the model that is not up to date."""
+    from seedbed.commands.pretraining import Interrupted, pretrain
+    from seedbed.commands.report import write_report
+    from seedbed.commands.stages import prepare
+    from seedbed.lock import owned
+
+    recipe, console = read_recipe(options), Console(as_json=options.json)
+    with owned(recipe.run_folder()):
+        prepared = prepare(recipe, console, strict=options.strict, replace=options.replace)
+        try:
+            summary = pretrain(recipe, prepared, console, replace=options.replace)
+        except Interrupted as stop:
+            overrides = " ".join(options.overrides)
+            console.note(
+                f"stopped by {signal.Signals(stop.signal_number).name} after step {stop.window:,}; everything is saved."
+                f"\nto go on: seedbed {options.verb} {options.recipe} {overrides}".rstrip()
+            )
+            return 128 + stop.signal_number
+        report = write_report(recipe.run_folder())
+    baselines = summary["baselines"]
+    console.result(
+        summary,
+        text=(
+            f"validation loss {summary['valid_loss']:.3f} (unigram {baselines['unigram']:.3f}, bigram"
+            f" {baselines['bigram']:.3f}) after {duration(summary['train_seconds'])},"
+            f" {summary['tokens_per_second']:,.0f} tokens/s\n"
+            f"model:  {summary['model']}   (opens in transformers as it is)\n"
+            f"report: {report}\n"
+            f"next:   seedbed {'generate' if summary['objective'] == 'causal_lm' else 'fill-mask'} {recipe.run} TEXT"
+        ),
+    )
+    return 0

@@ -1,0 +1,469 @@
+"""Assemble a pretraining run: model, objective, rows, plan, hooks, loop, and the model it ends in.
+
+runs/wiki/pretrain/            append-only; belongs to the process that holds the run's lock
+    resolved.json              what was asked for, and the same with everything decided; what a resume must equal
+    plan.json                  steps and micro-batch, decided once
+    machine.json               torch, threads, precision; a resume on another machine warns
+    metrics.jsonl timing.jsonl one line a step; the same bits in every run of the recipe, and the times
+    checkpoints/
+runs/wiki/model/               the Hugging Face folder it ends in (an artifact)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seedbed.artifact import Artifact, current_stage, digest_of, open_verified, publish_stage, write_json
+from seedbed.commands.console import Console, duration, quantity
+from seedbed.commands.samples import take_samples
+from seedbed.commands.stages import Prepared
+from seedbed.data.views import RowReader, WindowView
+from seedbed.errors import IncompatibleError, disk_errors
+from seedbed.evaluation.fixed_targets import build_validation
+from seedbed.evaluation.intrinsic import score
+from seedbed.hashing import fold, key_from
+from seedbed.models.huggingface import write_huggingface
+from seedbed.models.language_model import LanguageModel, build_model
+from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.recipe import Recipe
+from seedbed.runtime import describe_machine, prepare_process
+from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
+from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.hooks import (
+    CheckpointHook,
+    Hook,
+    MetricsLog,
+    StepRecord,
+    TensorBoardHook,
+    ValidationHook,
+)
+from seedbed.training.loop import fit
+from seedbed.training.state import TrainingState
+from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
+
+__all__ = ["FREE_KEYS", "MODEL_VERSION", "Interrupted", "pretrain"]
+
+MODEL_VERSION = 1
+FREE_KEYS = ("checkpoint_minutes", "checkpoint_steps", "keep_weights", "tensorboard")
+"""Keys of `training` that change no result, so that a resume may change them."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after a finished step; everything is saved."""
+
+    def __init__(self, signal_number: int, window: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+        self.window = window
+
+
+@dataclass(slots=True)
+class _Setting:
+    """Hold what a run is made of, before its first step."""
+
+    objective: Objective
+    model: LanguageModel
+    state: TrainingState
+    reader: RowReader
+    device: torch.device
+    compute_dtype: torch.dtype
+
+
+def pretrain(
+    recipe: Recipe, prepared: Prepared, console: Console, *, replace: bool = False
+) -> dict[str, Any]:
+    """Train, or go on training, and export; returns the run's summary.
+
+    Raises:
+        IncompatibleError: the folder holds a run of another recipe, or objective, model and tokenizer do not fit.
+        Interrupted: SIGINT or SIGTERM asked to stop; the step was finished and saved.
+        NumericError: three non-finite gradients in a row.
+    """
+    console.heading("pretrain")
+    prepare_process(recipe.runtime)
+    folder = prepared.run / "pretrain"
+    if replace and folder.exists():
+        shutil.rmtree(folder)
+    requested = _requested(recipe)
+    resolved = _resume_request(folder, requested)
+    inputs = {"tokens": prepared.tokens.digest, "tokenizer": prepared.tokenizer.digest}
+    if resolved is not None and (
+        done := current_stage(
+            prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
+        )
+    ):
+        console.note(f"up to date: {prepared.run / 'model'}")
+        return _read_summary(prepared.run, done)
+
+    setting = _assemble(recipe, prepared)
+    validation, baselines = build_validation(
+        prepared.run,
+        prepared.tokens,
+        setting.objective,
+        WindowView(prepared.store.split("validation"), length=setting.objective.raw_row_length),
+        prepared.store.split("train"),
+        max_rows=recipe.training.validation_rows,
+        replace=replace,
+    )
+
+    def evaluate() -> dict[str, float]:
+        return score(
+            setting.objective,
+            setting.state.learner.parts,
+            validation,
+            device=setting.device,
+            compute_dtype=setting.compute_dtype,
+        )
+
+    # Plan once; a resumed run follows the plan it was started with.
+    if resolved is None:
+        plan = _decide(recipe, setting, evaluate)
+        resolved = _resolve(requested, plan)
+        with disk_errors(folder, doing="writing"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "plan.json", asdict(plan))
+            write_json(folder / "machine.json", describe_machine(recipe.runtime))
+            write_json(folder / "resolved.json", {"requested": requested, "resolved": resolved})
+    else:
+        plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+    _describe(console, setting, recipe, plan, baselines)
+
+    # Resume, or take samples of the untrained model.
+    checkpoints = Checkpoints(
+        folder / "checkpoints", inputs=inputs, keep_weights=recipe.training.keep_weights
+    )
+    newest = checkpoints.newest()
+    seconds_before = 0.0
+    if newest is not None:
+        seconds_before = float(checkpoints.load(setting.state, newest).get("train_seconds", 0.0))
+        checkpoints.drop_after(setting.state.window)
+        _warn_of_changes(folder, recipe)
+        console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
+    samples_path = folder / "samples.json"
+    if not samples_path.exists():
+        before = take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
+        write_json(samples_path, {"before": before})
+
+    # Train.
+    began = time.monotonic()
+    progress = _ProgressHook(console, plan, recipe.data.row_length)
+
+    def trained() -> dict[str, float]:
+        return {"train_seconds": round(seconds_before + time.monotonic() - began, 3)}
+
+    log = MetricsLog(folder, window=setting.state.window)
+    board = TensorBoardHook(folder / "tensorboard") if recipe.training.tensorboard else None
+    hooks: list[Hook] = [log, progress]
+    if board is not None:
+        hooks.append(board)
+
+    def on_validation(window: int, scores: Mapping[str, float]) -> None:
+        progress.validation(window, scores)
+        if board is not None:
+            board.validation(window, scores)
+
+    hooks += [
+        ValidationHook(
+            evaluate,
+            every=recipe.training.validation_steps or max(1, plan.num_windows // 20),
+            last_window=plan.num_windows,
+            log=log,
+            checkpoints=checkpoints if recipe.training.keep_best else None,
+            patience=recipe.training.early_stopping_patience,
+            on_result=on_validation,
+        ),
+        CheckpointHook(
+            checkpoints,
+            log=log,
+            minutes=recipe.training.checkpoint_minutes,
+            steps=recipe.training.checkpoint_steps,
+            extra=trained,
+        ),
+    ]
+    with _signals() as received, console.bars():
+        outcome = fit(
+            setting.state,
+            lambda state: _run_window(setting, state, recipe, plan),
+            num_windows=plan.num_windows,
+            tokens_per_window=plan.rows_per_step * recipe.data.row_length,
+            learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows),
+            hooks=hooks,
+            is_interrupted=lambda: bool(received),
+        )
+    if outcome.reason == "interrupted":
+        raise Interrupted(received[0], outcome.window)
+
+    # Export the best weights and say what came of it.
+    train_seconds = trained()["train_seconds"]
+    memory = setting.state.hooks.get("validation", {})
+    if recipe.training.keep_best and memory.get("best_window") not in (None, outcome.window):
+        checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
+    scores = evaluate()
+    after = take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
+    write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
+    tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
+    summary = {
+        "objective": recipe.objective.name,
+        "family": recipe.model.name,  # type: ignore[attr-defined]
+        "parameters": sum(p.numel() for p in setting.state.parameters().values()),
+        "valid_loss": scores["loss"],
+        "valid": scores,
+        "baselines": baselines,
+        "steps": setting.state.step,
+        "tokens": tokens,
+        "train_seconds": round(train_seconds, 2),
+        "tokens_per_second": round(tokens / max(train_seconds, 1e-9), 1),
+        "stopped_early": outcome.reason == "stopped",
+        "note": plan.note,
+        "model": str(prepared.run / "model"),
+        "machine": describe_machine(recipe.runtime),
+    }
+    with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
+        kind = "decoder" if setting.model.config.is_causal else "encoder"
+        write_huggingface(draft.path, setting.model)
+        prepared.tokenizer.save(draft.path, kind=kind)
+        draft.counts = {
+            "parameters": summary["parameters"],
+            "steps": summary["steps"],
+            "valid_loss": scores["loss"],
+        }
+    with disk_errors(prepared.run, doing="writing"):
+        write_json(prepared.run / "summary.json", summary)
+    return summary
+
+
+def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
+    """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
+    vocabulary = Vocabulary.of(prepared.tokenizer)
+    objective = recipe.objective.build(
+        vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+    )
+    description = recipe.model.build(
+        vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
+    )
+    objective.check(description)
+    device = recipe.runtime.torch_device()
+    model = build_model(description, seed=recipe.training.seed).to(device)
+    assert model.head is not None
+    learner = Learner([objective], objective.modules(model.trunk, model.head)).to(device)
+    state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
+    view = WindowView(
+        prepared.store.split("train"),
+        length=objective.raw_row_length,
+        document_order_key=recipe.training.seed if recipe.data.reorder_documents else None,
+    )
+    reader = RowReader(view, name=objective.view, seed=recipe.training.seed)
+    return _Setting(objective, model, state, reader, device, recipe.runtime.compute_dtype())
+
+
+def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, plan: Plan) -> StepResult:
+    """Do the step of `state.window`: everything about it follows from that number."""
+    window = state.window
+    progress = window / max(1, plan.num_windows)
+    first = window * plan.rows_per_step
+    micro_batches = []
+    for start in range(first, first + plan.rows_per_step, plan.micro_batch_rows):
+        count = min(plan.micro_batch_rows, first + plan.rows_per_step - start)
+        batch, targets = setting.objective.make_batch(*setting.reader.read(start, count), progress=progress)
+        on_device = {term: target.to(setting.device) for term, target in targets.items()}
+        micro_batches.append(MicroBatch(batch.to(setting.device), on_device))
+    return train_step(
+        state.learner,
+        state.optimizer,
+        micro_batches,
+        objectives=[setting.objective],
+        progress=progress,
+        learning_rate=recipe.optim.rate(window, plan.num_windows),
+        max_grad_norm=recipe.optim.max_grad_norm,
+        dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
+        compute_dtype=setting.compute_dtype,
+    )
+
+
+def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -> Plan:
+    """Choose the micro-batch from the memory limit, and the steps from the budget."""
+    training = recipe.training
+    rows = training.rows_per_step(recipe.data.row_length)
+
+    def sample(count: int) -> MicroBatch:
+        batch, targets = setting.objective.make_batch(*setting.reader.read(0, count), progress=0.0)
+        on_device = {term: target.to(setting.device) for term, target in targets.items()}
+        return MicroBatch(batch.to(setting.device), on_device)
+
+    micro = training.micro_batch_rows or fit_micro_batch(
+        setting.state.learner,
+        sample,
+        rows_per_step=rows,
+        memory_bytes=recipe.runtime.memory_bytes(),
+        compute_dtype=setting.compute_dtype,
+    )
+    probe = Plan(1000, rows, min(micro, rows), 0.0, "")
+
+    def step(state: TrainingState, window: int) -> None:
+        state.window = window
+        _run_window(setting, state, recipe, probe)
+
+    def measure() -> tuple[float, float]:
+        step_seconds = time_steps(step, setting.state)
+        began = time.perf_counter()
+        evaluate()
+        return step_seconds, time.perf_counter() - began
+
+    return plan_steps(
+        training, row_length=recipe.data.row_length, micro_batch_rows=probe.micro_batch_rows, measure=measure
+    )
+
+
+def _requested(recipe: Recipe) -> dict[str, Any]:
+    """Return the sections a model depends on, without the keys that change nothing."""
+    values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
+    for key in FREE_KEYS:
+        values["training"].pop(key)
+    return values
+
+
+def _resolve(requested: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the request with the plan's decisions in place of budgets."""
+    training = {
+        **requested["training"],
+        "budget_minutes": None,
+        "budget_tokens": None,
+        "budget_steps": plan.num_windows,
+        "max_minutes": None,
+        "micro_batch_rows": plan.micro_batch_rows,
+    }
+    return {**requested, "training": training}
+
+
+def _resume_request(folder: Path, requested: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the resolved sections of the run in the folder, or None when there is none.
+
+    Raises:
+        IncompatibleError: the run was started from other sections; names what differs.
+    """
+    path = folder / "resolved.json"
+    if not path.exists():
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if requested in (saved["requested"], saved["resolved"]):
+        return dict(saved["resolved"])
+    changes = list(_differences("", saved["requested"], requested))
+    raise IncompatibleError(
+        f"{folder} was started from another recipe: {'; '.join(changes[:6])}.",
+        hint="use another run folder (run=...), or --replace to start over",
+    )
+
+
+def _differences(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(f"{prefix}{key}.", before, after)
+        elif before != after:
+            yield f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
+
+
+def _warn_of_changes(folder: Path, recipe: Recipe) -> None:
+    """Warn when the machine differs from the one the run was started on: bits may then differ."""
+    before = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    changes = list(_differences("", before, describe_machine(recipe.runtime)))
+    if changes:
+        _logger.warning(
+            "the machine differs from the run's first one, bits may differ: %s", "; ".join(changes)
+        )
+
+
+def _describe(
+    console: Console, setting: _Setting, recipe: Recipe, plan: Plan, baselines: Mapping[str, float]
+) -> None:
+    """Say what is about to happen."""
+    parameters = sum(p.numel() for p in setting.state.parameters().values())
+    tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
+    split = setting.reader
+    epochs = plan.num_windows * plan.rows_per_step / split.num_rows
+    console.note(
+        f"{recipe.model.name} {recipe.model.preset}, {quantity(parameters, 'parameters')};"  # type: ignore[attr-defined]
+        f" {recipe.objective.name}; {plan.num_windows:,} steps of {plan.rows_per_step} rows of"
+        f" {recipe.data.row_length} tokens ({quantity(tokens, 'tokens')}, {epochs:.1f} passes over the text)"
+    )
+    if plan.forecast_seconds:
+        console.note(f"forecast: {duration(plan.forecast_seconds)}")
+    if plan.note:
+        console.note(plan.note)
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    console.note(f"what the corpus alone predicts, nats a target: {floors}")
+
+
+def _read_summary(run: Path, artifact: Artifact) -> dict[str, Any]:
+    """Return the summary of a finished run."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+class _ProgressHook(Hook):
+    """Show loss, rate and remaining time."""
+
+    name = "progress"
+
+    def __init__(self, console: Console, plan: Plan, row_length: int) -> None:
+        self.console = console
+        self.tokens = plan.rows_per_step * row_length
+        self.total = plan.num_windows * self.tokens
+        self._first: tuple[float, int] | None = None
+        self._loss: float | None = None
+        self._valid: float | None = None
+
+    def on_step(self, record: StepRecord, seconds: float) -> None:
+        """Move the bar."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now - seconds, record.tokens - self.tokens)
+        self._loss = record.loss if self._loss is None else 0.95 * self._loss + 0.05 * record.loss
+        rate = (record.tokens - self._first[1]) / max(now - self._first[0], 1e-6)
+        valid = "" if self._valid is None else f"  valid {self._valid:.3f}"
+        self.console.progress(
+            "training",
+            done=record.tokens,
+            total=self.total,
+            unit="tokens",
+            detail=f"{rate:,.0f} tok/s  loss {self._loss:.3f}{valid}",
+        )
+
+    def validation(self, window: int, scores: Mapping[str, float]) -> None:
+        """Remember the last validation loss."""
+        self._valid = scores["loss"]
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM while the block runs; the first asks to stop, a second one is not needed."""
+    received: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_digest(run: Path) -> str:
+    """Return a digest of everything a finished run decided: tokenizer, tokens, weights, loss column."""
+    parts = {name: open_verified(run / name).digest for name in ("corpus", "tokenizer", "tokens", "model")}
+    return digest_of({**parts, "metrics": (run / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8")})

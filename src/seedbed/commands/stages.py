@@ -1,0 +1,106 @@
+"""Run the stages before training, one after the other, each skipped when it is up to date."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedbed.artifact import Artifact
+from seedbed.commands.console import Console, quantity
+from seedbed.corpus.pipeline import build_corpus, iter_documents
+from seedbed.data.store import TokenStore, build_store
+from seedbed.errors import IncompatibleError
+from seedbed.recipe import Recipe
+from seedbed.tokenizer.tokenizer import Tokenizer
+from seedbed.tokenizer.train import build_tokenizer
+
+__all__ = ["Prepared", "corpus_stage", "prepare", "tokenizer_stage", "tokens_stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Hold what training stands on."""
+
+    run: Path
+    corpus: Artifact
+    tokenizer_artifact: Artifact
+    tokens: Artifact
+    tokenizer: Tokenizer
+    store: TokenStore
+
+
+def corpus_stage(
+    recipe: Recipe, console: Console, *, strict: bool = False, replace: bool = False
+) -> Artifact:
+    """Clean the corpus and say what came of it."""
+    console.heading("corpus")
+    with console.bars():
+        artifact = build_corpus(
+            recipe.corpus, recipe.run_folder(), strict=strict, replace=replace, progress=console.progress
+        )
+    counts = artifact.counts
+    rows = [
+        [split, f"{numbers['documents']:,}", quantity(numbers["bytes"], "bytes")]
+        for split, numbers in counts["splits"].items()
+        if numbers["documents"]
+    ]
+    console.table(rows, header=["split", "documents", "text"])
+    rejected = counts["faults"]
+    if rejected:
+        console.note(
+            f"{rejected:,} lines or files rejected, listed in {recipe.run_folder() / 'corpus' / 'rejects.jsonl'}"
+        )
+    return artifact
+
+
+def tokenizer_stage(recipe: Recipe, corpus: Artifact, console: Console, *, replace: bool = False) -> Artifact:
+    """Learn or load the tokenizer."""
+    console.heading("tokenizer")
+    with console.bars():
+        artifact = build_tokenizer(
+            recipe.tokenizer,
+            lambda split: (document.text for document in iter_documents(corpus, split)),
+            corpus_digest=corpus.digest,
+            run=recipe.run_folder(),
+            replace=replace,
+            progress=console.progress,
+        )
+    return artifact
+
+
+def tokens_stage(
+    recipe: Recipe, corpus: Artifact, tokenizer: Artifact, console: Console, *, replace: bool = False
+) -> Artifact:
+    """Write the token store."""
+    console.heading("tokens")
+    with console.bars():
+        artifact = build_store(
+            recipe.tokens, corpus, tokenizer, recipe.run_folder(), replace=replace, progress=console.progress
+        )
+    return artifact
+
+
+def prepare(recipe: Recipe, console: Console, *, strict: bool = False, replace: bool = False) -> Prepared:
+    """Run the three stages and open what they made.
+
+    Raises:
+        IncompatibleError: the store was made with another tokenizer than the run's.
+    """
+    run = recipe.run_folder()
+    corpus = corpus_stage(recipe, console, strict=strict, replace=replace)
+    tokenizer_artifact = tokenizer_stage(recipe, corpus, console, replace=replace)
+    tokens = tokens_stage(recipe, corpus, tokenizer_artifact, console, replace=replace)
+    tokenizer = Tokenizer.load(tokenizer_artifact.path)
+    store = TokenStore.open(tokens)
+    if store.tokenizer_digest != tokenizer.digest:
+        raise IncompatibleError(
+            f"{tokens.path} holds tokens of tokenizer {store.tokenizer_digest[:12]}, the run has {tokenizer.digest[:12]}.",
+            hint="rerun the tokens stage with --replace",
+        )
+    return Prepared(run, corpus, tokenizer_artifact, tokens, tokenizer, store)
+
+
+def stage_result(name: str, artifact: Artifact, run: Path) -> dict[str, Any]:
+    """Return what a stage command prints with --json."""
+    return {"stage": name, "path": str(run / name), "digest": artifact.digest, "counts": artifact.counts}
