@@ -1,0 +1,1 @@
+"""Documents to vocabulary: learn or load a tokenizer, and use it."""
