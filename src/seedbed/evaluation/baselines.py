@@ -1,0 +1,184 @@
+"""Say what a corpus alone makes possible, at the very targets a model is scored at: uniform, unigram, bigram.
+
+A loss means nothing by itself: it depends on the vocabulary and on the text. Beside these three it does. Counts come
+from the training split, are taken in one pass over it, and only for the pairs that occur among the targets, so that
+memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seedbed.batch import Batch, Targets
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.evaluation.intrinsic import EvaluationSet
+from seedbed.objectives.base import Vocabulary
+
+__all__ = ["Baselines", "TokenStream", "corpus_baselines"]
+
+_CHUNK_TOKENS = 1 << 19
+_STRENGTHS = tuple(float(round(10 ** (e / 4), 3)) for e in range(-4, 17))
+"""Grid of k, 0.1 to 10,000: how many observations of a left token the unigram counts as."""
+
+
+class TokenStream(Protocol):
+    """What of a split is read here; `data.store.SplitTokens` fits."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the split."""
+
+    def slice(self, start: int, stop: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return ids and marks of the tokens start .. stop - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """Losses that need no model, in nats a target.
+
+    Attributes:
+        uniform: every possible token equally likely: the loss of a model that knows nothing.
+        unigram: each token as often as in the training text: of one that knows frequencies only.
+        bigram: given the true token to the left as well; interpolated with the unigram.
+        unigram_accuracy: share of targets that are the most frequent token.
+        bigram_strength: the k that was fitted, see `corpus_baselines`.
+        num_targets: targets scored (the sum of their weights).
+        train_tokens: tokens counted.
+    """
+
+    uniform: float
+    unigram: float
+    bigram: float
+    unigram_accuracy: float
+    bigram_strength: float
+    num_targets: float
+    train_tokens: int
+
+
+def corpus_baselines(
+    evaluation_set: EvaluationSet, train: TokenStream, vocabulary: Vocabulary, *, term: str | None = None
+) -> Baselines:
+    """Score uniform, unigram and interpolated bigram at the targets of an evaluation.
+
+    Possible tokens are the ordinary ones of the vocabulary, and those special ones that occur among the targets (the
+    separator, in causal models). With c counts of the training split among possible tokens, N their sum and V how many
+    are possible:
+
+        uniform  p(w)     = 1 / V
+        unigram  p(w)     = (c(w) + 1) / (N + V)
+        bigram   p(w | h) = lambda c(h, w) / c(h) + (1 - lambda) p(w),   lambda = c(h) / (c(h) + k)
+
+    The left token h is the original one, also where the model sees a mask: masking is undone first. A row's first
+    token has no left and gets the unigram. The bigram knows less than a masked model (nothing of the right side) and
+    more (its left token is never hidden).
+
+    BIAS: k is chosen from a grid on the targets themselves, which flatters the bigram by one fitted parameter.
+
+    Args:
+        evaluation_set: rows and targets, masked or causal.
+        train: the training split, read in chunks.
+        vocabulary: sizes and special ids.
+        term: which loss term's targets; the first when None.
+
+    Raises:
+        DataError: there are no targets.
+        IncompatibleError: the targets are not tokens of the input stream.
+    """
+    left, values, weights = _pairs(evaluation_set, term)
+    if values.size == 0:
+        raise DataError("the evaluation has no targets.", hint="give more validation text")
+    is_possible = np.ones(vocabulary.vocab_size, dtype=bool)
+    is_possible[sorted(vocabulary.special_ids)] = False
+    is_possible[values] = True
+
+    queries, which = np.unique(left * vocabulary.vocab_size + values, return_inverse=True)
+    tokens, lefts, pairs = _count(train, queries, is_possible)
+
+    num_possible = int(is_possible.sum())
+    unigram = (tokens[values] + 1.0) / (tokens.sum() + num_possible)
+    seen = np.where(left >= 0, lefts[left], 0)
+    together = np.where(left >= 0, pairs[which], 0)
+    total = float(weights.sum())
+
+    def mean_loss(probability: npt.NDArray[np.float64]) -> float:
+        return float(-(weights * np.log(probability)).sum() / total)
+
+    # lambda c(h, w) / c(h) + (1 - lambda) p(w), written without the division by a c(h) of 0
+    bigrams = {k: mean_loss((together + k * unigram) / (seen + k)) for k in _STRENGTHS}
+    strength = min(bigrams, key=bigrams.__getitem__)
+    return Baselines(
+        uniform=math.log(num_possible),
+        unigram=mean_loss(unigram),
+        bigram=bigrams[strength],
+        unigram_accuracy=float(weights[values == int(tokens.argmax())].sum() / total),
+        bigram_strength=strength,
+        num_targets=total,
+        train_tokens=train.num_tokens,
+    )
+
+
+def _pairs(
+    evaluation_set: EvaluationSet, term: str | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the left token (-1: none), value and weight of all targets, those of weight 0 left out."""
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for batch, targets in evaluation_set.batches:
+        target = targets[term if term is not None else next(iter(targets))]
+        weights = torch.ones(target.at.shape) if target.weights is None else target.weights
+        kept = weights > 0
+        parts.append((_left_of(batch, target)[kept], target.values[kept], weights[kept].double()))
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, np.zeros(0)
+    left, values, weights = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return left, values, weights
+
+
+def _left_of(batch: Batch, targets: Targets) -> torch.Tensor:
+    """Return the original token to the left of each target, (N,) int64; -1 for a row's first."""
+    if targets.stream != "input" or targets.values.dtype.is_floating_point:
+        raise IncompatibleError(
+            "baselines are defined for targets that are tokens of the input stream.",
+            hint="name another term, or report this one without baselines",
+        )
+    length = batch.input_ids.shape[1]
+    original = batch.input_ids.flatten().clone()
+    if batch.attention == "causal":  # inputs are shifted: a target's place holds the token before it
+        left = original[targets.at]
+    else:
+        original[targets.at] = targets.values
+        left = original[(targets.at - 1).clamp(min=0)]
+    return torch.where(targets.at % length == 0, -1, left)
+
+
+def _count(
+    train: TokenStream, queries: npt.NDArray[np.int64], is_possible: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Count possible tokens (V,), what stands left of one (V,), and the pairs asked for (len(queries),)."""
+    size = is_possible.size
+    tokens, lefts = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    pairs = np.zeros(queries.size, dtype=np.int64)
+    # Most pairs of the text are not asked for: a small table rules most of them out at a tenth of a search's cost.
+    low_bits = (1 << 22) - 1
+    may_match = np.zeros(low_bits + 1, dtype=bool)
+    may_match[queries & low_bits] = True
+    previous = np.zeros(0, dtype=np.int64)
+    for start in range(0, train.num_tokens, _CHUNK_TOKENS):
+        chunk, _ = train.slice(start, min(start + _CHUNK_TOKENS, train.num_tokens))
+        ids = np.concatenate([previous, chunk.astype(np.int64)])
+        previous = ids[-1:]
+        tokens += np.bincount(chunk, minlength=size)
+        here = is_possible[ids[1:]]
+        keys = (ids[:-1] * size + ids[1:])[here]
+        lefts += np.bincount(ids[:-1][here], minlength=size)
+        keys = keys[may_match[keys & low_bits]]
+        found = np.searchsorted(queries, keys)
+        found = found[queries[np.minimum(found, queries.size - 1)] == keys]
+        pairs += np.bincount(found, minlength=queries.size)
+    return np.where(is_possible, tokens, 0), lefts, pairs
