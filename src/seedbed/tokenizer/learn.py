@@ -24,9 +24,8 @@ __all__ = ["ALGORITHMS", "Learner", "alphabet", "learn_bpe", "learn_unigram", "l
 
 _HAN_RUN: Final = Regex("[" + HAN.encode("ascii").decode("unicode_escape") + "]+")
 _MAX_TOKEN_BYTES: Final = 24  # eight Han characters: else whole clauses that a source repeats become tokens
-_SENTENCEPIECE_THREADS: Final = (
-    4  # part of the result: partial sums are added per thread, whatever the machine has
-)
+# Part of the result: partial sums are added per thread, so the number is fixed whatever the machine has.
+_SENTENCEPIECE_THREADS: Final = 4
 
 
 def learn_wordpiece(
