@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -54,7 +55,7 @@ def _slow(
 ) -> tuple[float, float, float]:
     """The definition, with dictionaries."""
     unigrams = Counter(t for t in train if t in possible)
-    pairs = Counter((a, b) for a, b in zip(train, train[1:], strict=False) if b in possible)
+    pairs = Counter((a, b) for a, b in itertools.pairwise(train) if b in possible)
     lefts: Counter[int] = Counter()
     for (a, _), count in pairs.items():
         lefts[a] += count

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from seedbed.data.draws import Draws
 from seedbed.data.order import KeyedPermutation, place_of
-from seedbed.data.store import DOCUMENT, SplitTokens
+from seedbed.data.store import DOCUMENT
 from seedbed.errors import DataError
 from seedbed.hashing import key_from
 
-__all__ = ["VIEWS", "RowReader", "Rows", "View", "WindowView", "segments_of"]
+__all__ = ["VIEWS", "RowReader", "Rows", "TokenStream", "View", "WindowView", "segments_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,23 @@ class Rows:
         return self.ids.shape[0], self.ids.shape[1]
 
 
+class TokenStream(Protocol):
+    """Be the tokens of one split: `store.SplitTokens` on disk, `memory.TextTokens` in memory."""
+
+    num_tokens: int
+
+    def gather(
+        self, starts: npt.NDArray[np.int64], length: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return ids, marks (B, length) and the number of real tokens (B,) of windows."""
+
+    def slice(self, start: int, stop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Return ids and marks of tokens start .. stop - 1."""
+
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """Return the first token of every document."""
+
+
 class View(Protocol):
     """Say how many rows an epoch has and fetch some of them."""
 
@@ -68,7 +85,7 @@ class WindowView:
     Every token is in exactly one row of an epoch either way.
     """
 
-    def __init__(self, split: SplitTokens, *, length: int, document_order_key: int | None = None) -> None:
+    def __init__(self, split: TokenStream, *, length: int, document_order_key: int | None = None) -> None:
         if split.num_tokens == 0:
             raise DataError(
                 "the split has no tokens.", hint="give more text, or raise corpus.validation_fraction"

@@ -9,33 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from seedbed.batch import Batch, Targets
+from seedbed.data.views import TokenStream
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation.intrinsic import EvaluationSet
 from seedbed.objectives.base import Vocabulary
 
-__all__ = ["Baselines", "TokenStream", "corpus_baselines"]
+__all__ = ["Baselines", "corpus_baselines"]
 
 _CHUNK_TOKENS = 1 << 19
 _STRENGTHS = tuple(float(round(10 ** (e / 4), 3)) for e in range(-4, 17))
 """Grid of k, 0.1 to 10,000: how many observations of a left token the unigram counts as."""
-
-
-class TokenStream(Protocol):
-    """What of a split is read here; `data.store.SplitTokens` fits."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the split."""
-
-    def slice(self, start: int, stop: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return ids and marks of the tokens start .. stop - 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +48,10 @@ class Baselines:
     bigram_strength: float
     num_targets: float
     train_tokens: int
+
+    def losses(self) -> dict[str, float]:
+        """Return the three losses by name."""
+        return {"uniform": self.uniform, "unigram": self.unigram, "bigram": self.bigram}
 
 
 def corpus_baselines(
@@ -130,14 +123,14 @@ def _pairs(
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for batch, targets in evaluation_set.batches:
         target = targets[term if term is not None else next(iter(targets))]
-        weights = torch.ones(target.at.shape) if target.weights is None else target.weights
-        kept = weights > 0
-        parts.append((_left_of(batch, target)[kept], target.values[kept], weights[kept].double()))
+        weight = torch.ones(target.at.shape) if target.weights is None else target.weights
+        kept = weight > 0
+        parts.append((_left_of(batch, target)[kept], target.values[kept], weight[kept].double()))
     if not parts:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, np.zeros(0)
-    left, values, weights = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return left, values, weights
+    lefts, values, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+    return lefts.numpy(), values.numpy(), weights.numpy()
 
 
 def _left_of(batch: Batch, targets: Targets) -> torch.Tensor:

@@ -23,6 +23,8 @@ __all__ = ["EVALUATION_SEED", "EvaluationSet", "build_evaluation_set", "score"]
 EVALUATION_SEED = 20_000_003
 """Key of evaluation masks. Changing it makes every earlier figure incomparable."""
 
+_MAX_LOGITS = 1 << 26
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
@@ -40,7 +42,7 @@ class EvaluationSet:
 
 
 def build_evaluation_set(
-    objective: Objective, view: View, *, max_rows: int, rows_per_batch: int = 32
+    objective: Objective, view: View, *, max_rows: int, rows_per_batch: int | None = None
 ) -> EvaluationSet:
     """Choose rows and targets of an evaluation.
 
@@ -48,12 +50,16 @@ def build_evaluation_set(
         objective: the objective that trains; its `for_evaluation` variant makes the targets.
         view: the rows of the validation split, in the order of the text.
         max_rows: rows to take at most, evenly spaced over the split.
-        rows_per_batch: rows of one forward pass.
+        rows_per_batch: rows of one forward pass. None: 32, or fewer where their logits would take more than 256 MiB.
     """
     fixed = objective.for_evaluation()
     reader = RowReader(view, name="evaluation", seed=EVALUATION_SEED, shuffle=False)
     num_rows = min(max_rows, view.num_rows)
     places = np.arange(num_rows, dtype=np.int64) * view.num_rows // num_rows
+    if rows_per_batch is None:
+        _, targets = fixed.make_batch(*reader.read_at(places[:1]))
+        logits_of_row = sum(target.at.shape[0] for target in targets.values()) * fixed.vocabulary.vocab_size
+        rows_per_batch = max(1, min(32, _MAX_LOGITS // logits_of_row))
     batches = [
         fixed.make_batch(*reader.read_at(places[start : start + rows_per_batch]))
         for start in range(0, num_rows, rows_per_batch)
@@ -74,6 +80,7 @@ def score(
     With several terms, names are prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights.
     """
     sums: dict[str, dict[str, float]] = {}
+    objective = objective.for_evaluation()  # the plain loss, whatever smoothing or z-loss trains
     device_type = torch.device(device).type
     with (
         torch.no_grad(),

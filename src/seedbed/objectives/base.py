@@ -128,6 +128,9 @@ class Objective(ABC):
     view: str = "windows"
     terms: tuple[str, ...] = ()
     config: ObjectiveConfig
+    vocabulary: Vocabulary
+    row_length: int
+    is_segmented: bool
 
     @property
     @abstractmethod

@@ -65,6 +65,12 @@ class CausalLM(Objective):
         """Return trunk and head."""
         return {"trunk": trunk, "head": head}
 
+    def for_evaluation(self) -> CausalLM:
+        """Return the plain objective: a smoothed loss or a z-loss cannot be compared with anything."""
+        return CausalLM(
+            CausalLMConfig(), self.vocabulary, row_length=self.row_length, is_segmented=self.is_segmented
+        )
+
     def make_batch(
         self, rows: Rows, draws: Draws, *, progress: float = 1.0
     ) -> tuple[Batch, dict[str, Targets]]:

@@ -1,0 +1,159 @@
+"""Keep an evaluation as an artifact: the very rows, masks and baselines that every score of a run refers to.
+
+Targets are pure functions of the text, so they could be drawn again; stored, they are also proof against changes of
+this program. Validation while training and `seedbed evaluate` on a run's own validation split both read this artifact.
+
+    validation/batches.safetensors   all tensors of all batches, named <batch>/<field> and <batch>/<term>/<field>
+    validation/batches.json          the plain fields, and the numbers of rows
+    validation/baselines.json        what the corpus alone makes possible at these targets
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seedbed.artifact import Artifact, current_stage, open_verified, publish_stage, write_json
+from seedbed.batch import Batch, Targets
+from seedbed.data.views import TokenStream, View
+from seedbed.errors import IntegrityError
+from seedbed.evaluation.baselines import Baselines, corpus_baselines
+from seedbed.evaluation.intrinsic import EVALUATION_SEED, EvaluationSet, build_evaluation_set
+from seedbed.objectives.base import Objective
+
+__all__ = ["STAGE", "VALIDATION_VERSION", "build_validation", "load_validation", "save_validation"]
+
+VALIDATION_VERSION = 1
+STAGE = "validation"
+
+
+def build_validation(
+    run: Path,
+    tokens: Artifact,
+    objective: Objective,
+    view: View,
+    train: TokenStream,
+    *,
+    max_rows: int,
+    replace: bool = False,
+) -> tuple[EvaluationSet, dict[str, float]]:
+    """Return a run's stored evaluation and its baselines; make them first if the run has none that is current.
+
+    Args:
+        run: the run folder.
+        tokens: the artifact the rows come from; part of the key.
+        objective: the objective that trains; its `for_evaluation` variant makes the targets.
+        view: rows of the validation split.
+        train: the training split, for the baselines' counts.
+        max_rows: rows to take at most.
+        replace: make the stage anew where it was made differently.
+
+    Raises:
+        DataError: there is nothing to predict.
+        IncompatibleError: the run's evaluation was made differently, and `replace` is false.
+        IntegrityError: it is damaged.
+    """
+    fixed = objective.for_evaluation()
+    key: dict[str, Any] = {
+        "version": VALIDATION_VERSION,
+        "config": {
+            "objective": fixed.config.model_dump(mode="json"),
+            "view": fixed.view,
+            "row_length": fixed.row_length,
+            "is_segmented": fixed.is_segmented,
+            "max_rows": max_rows,
+            "seed": EVALUATION_SEED,
+        },
+        "inputs": {"tokens": tokens.digest},
+    }
+    artifact = current_stage(run, STAGE, replace=replace, **key)
+    if artifact is None:
+        made = build_evaluation_set(objective, view, max_rows=max_rows)
+        baselines = corpus_baselines(made, train, objective.vocabulary)
+        with publish_stage(run, STAGE, **key) as draft:
+            save_validation(draft.path, made, baselines)
+            draft.counts = {
+                "rows": made.num_rows,
+                "rows_of_split": made.total_rows,
+                "targets": baselines.num_targets,
+            }
+        artifact = open_verified(run / STAGE, stage=STAGE, version=VALIDATION_VERSION)
+    evaluation_set, baselines = load_validation(artifact)
+    return evaluation_set, baselines.losses()
+
+
+def save_validation(folder: Path, evaluation_set: EvaluationSet, baselines: Baselines) -> None:
+    """Write an evaluation and its baselines into a folder."""
+    tensors: dict[str, Tensor] = {}
+    described: list[dict[str, Any]] = []
+    for index, (batch, targets) in enumerate(evaluation_set.batches):
+        described.append(
+            {
+                "batch": _put(batch, f"{index:05d}", tensors),
+                "targets": {
+                    term: _put(target, f"{index:05d}/{term}", tensors) for term, target in targets.items()
+                },
+            }
+        )
+    save_file(tensors, folder / "batches.safetensors")
+    write_json(
+        folder / "batches.json",
+        {
+            "num_rows": evaluation_set.num_rows,
+            "total_rows": evaluation_set.total_rows,
+            "batches": described,
+        },
+    )
+    write_json(folder / "baselines.json", asdict(baselines))
+
+
+def load_validation(artifact: Artifact) -> tuple[EvaluationSet, Baselines]:
+    """Read an evaluation and its baselines.
+
+    Raises:
+        IntegrityError: a file is missing or was changed.
+    """
+    tensors = load_file(artifact.file("batches.safetensors"))
+    described = json.loads(artifact.file("batches.json").read_text(encoding="utf-8"))
+    batches = [
+        (
+            Batch(**_take(item["batch"], f"{index:05d}", tensors)),
+            {
+                term: Targets(**_take(plain, f"{index:05d}/{term}", tensors))
+                for term, plain in item["targets"].items()
+            },
+        )
+        for index, item in enumerate(described["batches"])
+    ]
+    if tensors:
+        raise IntegrityError(
+            f"{artifact.path} holds tensors that batches.json does not name: {sorted(tensors)[:3]}.",
+            hint="rerun the stage",
+        )
+    baselines = Baselines(**json.loads(artifact.file("baselines.json").read_text(encoding="utf-8")))
+    return EvaluationSet(batches, described["num_rows"], described["total_rows"]), baselines
+
+
+def _put(value: Batch | Targets, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Add a value's tensors under `prefix`; return its plain fields, with the names of its tensors."""
+    plain: dict[str, Any] = {"tensors": []}
+    for field in fields(value):
+        content = getattr(value, field.name)
+        if isinstance(content, Tensor):
+            tensors[f"{prefix}/{field.name}"] = content.contiguous().clone()  # no two may share memory
+            plain["tensors"].append(field.name)
+        else:
+            plain[field.name] = content
+    return plain
+
+
+def _take(plain: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the fields of a value, its tensors removed from `tensors`."""
+    found = {name: content for name, content in plain.items() if name != "tensors"}
+    return found | {name: tensors.pop(f"{prefix}/{name}") for name in plain["tensors"]}
