@@ -4,8 +4,7 @@ One device is the plain case: with a single worker every function here is the id
 with torch's own DDP; the division by the global number of targets is already done in the loss.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: DDP checks the annotations of its hook at run time.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -75,10 +75,13 @@ class Learner(nn.Module):
         embedding_delta: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scaled loss and the unscaled sum of each term that has a scale."""
-        targets = {term: target for term, target in micro.targets.items() if term in scales}
-        terms = self.objectives[micro.entry].losses(
+        # A term without targets anywhere is left out; one that has a count but no targets of its own is derived.
+        objective = self.objectives[micro.entry]
+        targets = {t: target for t, target in micro.targets.items() if t in scales or t not in objective.terms}
+        terms = objective.losses(
             self.parts, micro.batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
         )
+        terms = {name: term for name, term in terms.items() if name in scales}
         total = torch.stack([scales[name] * term.loss for name, term in terms.items()]).sum()
         return total, {name: term.loss.detach() for name, term in terms.items()}
 
@@ -147,7 +150,7 @@ def train_step(
                 * weights[micro.entry][term]
                 * micro.share
                 / counts[micro.entry, term]
-                for term in micro.targets
+                for term in objectives[micro.entry].terms
                 if counts[micro.entry, term] > 0
             }
             is_last = index == len(micro_batches) - 1 and number == num_passes - 1
