@@ -233,7 +233,7 @@ def pretrain(
     }
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
         kind = "decoder" if setting.model.config.is_causal else "encoder"
-        write_huggingface(draft.path, setting.model)
+        write_huggingface(setting.model, draft.path)
         prepared.tokenizer.save(draft.path, kind=kind)
         draft.counts = {
             "parameters": summary["parameters"],
