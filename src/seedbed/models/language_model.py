@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seedbed.batch import Batch, Hidden
-from seedbed.errors import IncompatibleError
+from seedbed.config import validate
+from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
 from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.init import init_weights
 from seedbed.models.transformer import Transformer
 
 __all__ = ["LanguageModel", "build_model"]
+
+_CONFIG = "transformer.json"
+_WEIGHTS = "transformer.safetensors"
 
 
 class LanguageModel(nn.Module):
@@ -44,7 +55,55 @@ class LanguageModel(nn.Module):
 
     def logits_at(self, hidden: Hidden, at: Tensor) -> Tensor:
         """Return logits (N, V) at flat positions (N,) of (B * T)."""
-        return self.logits(hidden.last.flatten(0, 1)[at])
+        return self.logits(hidden.last.flatten(0, 1).index_select(0, at))
+
+    def save(self, folder: Path) -> None:
+        """Write `transformer.json` and `transformer.safetensors`: our own form, for every model. Shared weights are stored once."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        data = {"format": 1, "has_head": self.head is not None, "config": self.config.model_dump(mode="json")}
+        with disk_errors(folder, doing="writing the model"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: a file is missing.
+            IntegrityError: a file is damaged.
+            IncompatibleError: another format version, or weights that do not fit the description, all listed.
+        """
+        try:
+            data = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _WEIGHTS)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{error.filename or folder / _WEIGHTS} does not exist.",
+                hint="is this the folder of a model?",
+            ) from error
+        except (ValueError, SafetensorError) as error:
+            raise IntegrityError(f"{folder} is damaged: {error}.", hint="copy the folder again") from error
+        if not isinstance(data, dict) or data.get("format") != 1:
+            raise IncompatibleError(
+                f"{folder / _CONFIG} is not of format 1.",
+                hint="open it with the version of seedbed that wrote it",
+            )
+        trunk = Transformer(validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG)))
+        model = cls(trunk, make_head(trunk) if data.get("has_head") else None)
+        own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        stored = {name: tuple(t.shape) for name, t in tensors.items()}
+        if own != stored:
+            wrong = sorted(set(own.items()) ^ set(stored.items()))
+            raise IncompatibleError(
+                f"{folder}: weights and description differ at {', '.join(f'{n} {s}' for n, s in wrong)}.",
+                hint="copy the folder again",
+            )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[name])
+        return model
 
 
 def build_model(config: TransformerConfig, *, seed: int) -> LanguageModel:

@@ -52,10 +52,15 @@ class Layer(nn.Module):
         *,
         cache: Cache | None,
         dropout: Dropout | None,
+        columns: Tensor,
         query_at: Tensor | None,
         capture: Collection[str],
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured."""
+        """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured.
+
+        With `at` (N,) the next content is computed at these flat positions only: (N, D).
+        """
         pre = self.is_pre_norm
         out, answer, captured = self.attention(
             self.attention_norm(x) if pre else x,
@@ -65,25 +70,36 @@ class Layer(nn.Module):
             cache=cache,
             dropout=dropout,
             capture=capture,
+            at=at,
         )
-        x = self._rest(x, out, dropout, site=3 * self.index, positions=None)
+        if at is not None:
+            x = x.flatten(0, 1).index_select(0, at)
+        x = self._rest(x, out, dropout, site=3 * self.index, columns=columns, at=at)
         if stream is not None and answer is not None:
             site = _QUERY_SITES + 3 * self.index
-            stream = self._rest(stream, answer, dropout, site=site, positions=query_at)
+            assert query_at is not None
+            stream = self._rest(stream, answer, dropout, site=site, columns=query_at)
         return x, stream, captured
 
     def _rest(
-        self, x: Tensor, out: Tensor, dropout: Dropout | None, *, site: int, positions: Tensor | None
+        self,
+        x: Tensor,
+        out: Tensor,
+        dropout: Dropout | None,
+        *,
+        site: int,
+        columns: Tensor,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Add the attention output, then the feed-forward block, with norms where they belong."""
         if dropout is not None:
-            out = dropout.hidden(out, site=site + 1, positions=positions)
+            out = dropout.hidden(out, site=site + 1, columns=columns, at=at)
         x = x + out
         if not self.is_pre_norm:
             x = self.attention_norm(x)
         out = self.feed_forward(self.feed_forward_norm(x) if self.is_pre_norm else x)
         if dropout is not None:
-            out = dropout.hidden(out, site=site + 2, positions=positions)
+            out = dropout.hidden(out, site=site + 2, columns=columns, at=at)
         x = x + out
         return x if self.is_pre_norm else self.feed_forward_norm(x)
 
@@ -106,6 +122,7 @@ class Transformer(nn.Module):
         embedding_delta: Tensor | None = None,
         capture: Sequence[str] = (),
         cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Hidden:
         """Run the model.
 
@@ -116,15 +133,22 @@ class Transformer(nn.Module):
             capture: names to return: "hidden.i" (0: embedding output, num_layers: before the final norm), "query.i", "key.i",
                 "value.i", "attention.i" (probabilities; that layer takes the unfused path).
             cache: past tokens; the new ones are appended to it.
+            at: (N,) flat positions into (B * T) where `last` is wanted. The last layer's output projection, feed-forward
+                block and norm then run there only: an eighth of the work of a masked-LM step in a model of four layers.
+                Values and gradients are the same.
 
         Returns:
-            `last` (B, T, D); `query` (B, Q, D) when the batch has `query_at`; `captured` by name.
+            `last` (B, T, D), or (N, D) with `at`; `query` (B, Q, D) when the batch has `query_at`; `captured` by name.
 
         Raises:
             IncompatibleError: the batch asks for what this model does not have, or is longer than it can read.
         """
         config = self.config
         self._check(batch, capture, cache)
+        if at is not None and f"hidden.{config.num_layers}" in capture:
+            raise IncompatibleError(
+                f"hidden.{config.num_layers} is not computed everywhere when `at` is given."
+            )
         segment_ids = batch.segment_ids
         if segment_ids is None:
             segment_ids = torch.ones_like(batch.input_ids, dtype=torch.int32)
@@ -133,15 +157,17 @@ class Transformer(nn.Module):
         wanted = frozenset(capture)
         dropout = self._dropout(batch, dropout_key)
 
+        columns = torch.arange(start, start + batch.input_ids.shape[1], device=segment_ids.device)
         x = self.embedding(batch.input_ids, positions, batch.token_type_ids, embedding_delta)
         stream = query_positions = None
         if batch.query_at is not None:
             query_positions = positions.expand_as(batch.input_ids).gather(1, batch.query_at)
             stream = self.embedding.embed_query(query_positions)
         if dropout is not None:
-            x = dropout.hidden(x, site=_QUERY_SITES - 1)
+            x = dropout.hidden(x, site=_QUERY_SITES - 1, columns=columns)
             if stream is not None:
-                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, positions=batch.query_at)
+                assert batch.query_at is not None
+                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, columns=batch.query_at)
 
         plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
         captured: dict[str, Tensor] = {}
@@ -154,8 +180,10 @@ class Transformer(nn.Module):
                 plans[config.is_local(index)],
                 cache=cache,
                 dropout=dropout,
+                columns=columns,
                 query_at=batch.query_at,
                 capture=wanted,
+                at=at if index + 1 == config.num_layers else None,
             )
             captured.update(seen)
         if f"hidden.{config.num_layers}" in wanted:

@@ -65,9 +65,11 @@ class Attention(nn.Module):
         cache: Cache | None = None,
         dropout: Dropout | None = None,
         capture: Collection[str] = (),
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the content's output (B, T, D), the query stream's (B, Q, D) if `stream` is given, and captures.
 
+        With `at` (N,) the content's output is computed at these flat positions only: (N, D).
         Captured queries and keys are as they meet in the product: rotated, not scaled.
         """
         heads, groups = self.num_heads, self.num_kv_heads
@@ -102,7 +104,8 @@ class Attention(nn.Module):
             mixed, probabilities = attend(q, k, v, plan.bias, dropout=dropout, site=3 * layer)
             if wants_probabilities:
                 captured[f"attention.{layer}"] = probabilities
-        out = self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        out = self.output(mixed if at is None else mixed.flatten(0, 1).index_select(0, at))
 
         answer = None
         if stream is not None:

@@ -52,17 +52,22 @@ class Dropout:
     hidden_rate: float
     attention_rate: float
 
-    def hidden(self, values: Tensor, *, site: int, positions: Tensor | None = None) -> Tensor:
-        """Drop hidden values (B, T, D) of a site; those kept are scaled by 1 / (1 - rate).
+    def hidden(self, values: Tensor, *, site: int, columns: Tensor, at: Tensor | None = None) -> Tensor:
+        """Drop hidden values of a site; those kept are scaled by 1 / (1 - rate).
 
-        `positions` (B, T) names the columns where they are not 0..T-1.
+        Args:
+            values: (B, T, D), or (N, D) with `at`.
+            site: which sublayer.
+            columns: (T,) or (B, T) positions in the row.
+            at: (N,) flat positions into (B * T).
         """
         if not self.hidden_rate:
             return values
-        _, length, width = values.shape
+        width = values.shape[-1]
         key = fold(self.key, site)
-        columns = torch.arange(length, device=values.device) if positions is None else positions
         places = fold(fold(key, self.row_ids)[:, None], columns)
+        if at is not None:
+            places = places.flatten()[at]
         return _apply(values, key, places, width, self.hidden_rate)
 
     def attention(self, probabilities: Tensor, *, site: int) -> Tensor:

@@ -1,0 +1,124 @@
+"""Continue prompts, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seedbed.batch import Batch
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.generation.samplers import Sampler
+from seedbed.models.cache import Cache
+from seedbed.models.language_model import LanguageModel
+
+__all__ = ["generate"]
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampler: Sampler | None = None,
+    stop_id: int | None = None,
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """Continue prompts with a causal model.
+
+    Prompts of different lengths are padded on the left, outside attention and positions, so each continues as it would
+    alone (in float32 up to rounding).
+
+    Args:
+        model: a decoder with a head.
+        prompts: ids, at least one each. Text i draws by (seed, i, step).
+        max_new_tokens: new tokens per prompt; fewer when the model's `max_length` is reached.
+        sampler: None is greedy.
+        stop_id: ends a text; it is not part of the result.
+        use_cache: False reads the whole text again for every token: slow, and the check on the cache.
+
+    Returns:
+        The new ids of each prompt.
+
+    Raises:
+        IncompatibleError: the model is not causal or has no head.
+        DataError: a prompt is empty, too long, or holds an id outside the vocabulary.
+    """
+    config = model.config
+    if not config.is_causal:
+        raise IncompatibleError(
+            f"a model of family {config.family!r} does not write from left to right.", hint="use fill_mask"
+        )
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(f"prompt {index} is empty.", hint="start with at least one token, such as bos")
+        if len(prompt) >= config.max_length:
+            raise DataError(
+                f"prompt {index} has {len(prompt)} tokens, the model reads {config.max_length}.",
+                hint="shorten it",
+            )
+        if not all(0 <= i < config.vocab_size for i in prompt):
+            raise DataError(f"prompt {index} holds an id outside the vocabulary of {config.vocab_size}.")
+    if not prompts:
+        return []
+
+    sampler = sampler or Sampler()
+    device = model.trunk.embedding.token.weight.device
+    longest = max(map(len, prompts))
+    room = min(max_new_tokens, config.max_length - longest)
+    ids, segments, positions = _left_padded(prompts, device)
+    cache = None
+    if use_cache:
+        cache = Cache.allocate(
+            config,
+            batch_size=len(prompts),
+            max_length=longest + room,
+            device=device,
+            dtype=_compute_dtype(model),
+        )
+    rows = torch.arange(len(prompts), device=device)
+    is_done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    written: list[Tensor] = []
+    for step in range(room):
+        # With a cache only the newest column is read, after the prompt once.
+        new = slice(-1, None) if cache is not None and step > 0 else slice(None)
+        batch = Batch(
+            input_ids=ids[:, new],
+            segment_ids=segments[:, new],
+            position_ids=positions[:, new],
+            attention="causal",
+            has_padding=True,
+        )
+        last = model.trunk(batch, cache=cache).last[:, -1]
+        chosen = sampler(model.logits(last), rows=rows, step=step)
+        written.append(chosen)
+        if stop_id is not None:
+            is_done |= chosen == stop_id
+            if bool(is_done.all()):
+                break
+        ids = torch.cat([ids, chosen[:, None]], 1)
+        segments = torch.cat([segments, torch.ones_like(segments[:, :1])], 1)
+        positions = torch.cat([positions, positions[:, -1:] + 1], 1)
+    columns = torch.stack(written, 1).tolist() if written else [[] for _ in prompts]
+    return [line[: line.index(stop_id)] if stop_id in line else line for line in columns]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, segments (0: padding) and positions, (B, T) each."""
+    longest = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.int64)
+    segments = torch.zeros((len(prompts), longest), dtype=torch.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        segments[row, longest - len(prompt) :] = 1
+    positions = (segments.cumsum(1) - 1).clamp_(min=0)
+    return ids.to(device), segments.to(device), positions.to(device)
+
+
+def _compute_dtype(model: LanguageModel) -> torch.dtype:
+    """Return the number type keys and values have here: autocast's, else the weights'."""
+    weight = model.trunk.embedding.token.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
