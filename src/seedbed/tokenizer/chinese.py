@@ -34,7 +34,7 @@ def han_boundaries(text: str) -> npt.NDArray[np.int64]:
     """Return the character positions in `text` where a Chinese word begins, and where a run of Han characters ends.
 
     Returns:
-        (n,) int64, sorted, without repeats; the end of the text is not among them.
+        (n,) int64, not falling; a position may stand there twice. The end of the text is not among them.
     """
     spans = [match.span() for match in HAN_RUN.finditer(text)]
     if not spans:
@@ -46,5 +46,6 @@ def han_boundaries(text: str) -> npt.NDArray[np.int64]:
     joined = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     run_starts = np.concatenate([[0], np.cumsum(ends - starts)[:-1]])
     run = np.searchsorted(run_starts, joined, side="right") - 1
-    positions = np.union1d(joined - run_starts[run] + starts[run], ends)
+    # Sorted without removing repeats: numpy's unique took a fifth of the time of building a Chinese token store.
+    positions = np.sort(np.concatenate([joined - run_starts[run] + starts[run], ends]))
     return positions[positions < len(text)]

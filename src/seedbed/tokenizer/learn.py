@@ -160,7 +160,8 @@ def learn_unigram(
             hint="give more text or ask for a smaller tokenizer.vocab_size",
         ) from error
     model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
-    pieces = [(model.id_to_piece(i), float(model.get_score(i))) for i in range(model.get_piece_size())]
+    # Six decimals hold what a 32-bit score knows, and survive the file: longer ones come back changed in the last bit.
+    pieces = [(model.id_to_piece(i), round(model.get_score(i), 6)) for i in range(model.get_piece_size())]
     backend = Backend(models.Unigram(pieces, unk_id=1, byte_fallback=False))
     backend.normalizer = normalizers.Sequence(
         [

@@ -158,11 +158,7 @@ class Tokenizer:
         counts = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
         size = int(counts.sum())
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, size)
-        pretokens = np.fromiter(
-            (-1 if w is None else w for w in chain.from_iterable(e.word_ids for e in encodings)),
-            np.int32,
-            size,
-        )
+        pretokens = np.fromiter(chain.from_iterable(e.word_ids for e in encodings), np.int32, size)
         spans = np.fromiter(
             chain.from_iterable(chain.from_iterable(e.offsets for e in encodings)), np.int32, 2 * size
         ).reshape(size, 2)
@@ -182,7 +178,12 @@ class Tokenizer:
         return found
 
     def save(
-        self, folder: Path, *, kind: Literal["encoder", "decoder"] = "encoder", max_length: int | None = None
+        self,
+        folder: Path,
+        *,
+        kind: Literal["encoder", "decoder"] = "encoder",
+        max_length: int | None = None,
+        token_types: bool = False,
     ) -> None:
         """Write a folder that `transformers.AutoTokenizer` opens with the same ids, and without code.
 
@@ -192,6 +193,7 @@ class Tokenizer:
                 "decoder": the begin token in front, as rows of the store do after a document's end. A loaded tokenizer that
                 has a template of its own keeps it.
             max_length: longest input of the model, in tokens; None leaves it open.
+            token_types: the model takes `token_type_ids` (BERT does, ModernBERT refuses them).
         """
         folder.mkdir(parents=True, exist_ok=True)
         backend = Backend.from_str(self._backend.to_str())
@@ -203,6 +205,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "padding_side": "right",
         }
+        if token_types:
+            settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         if max_length is not None:
             settings["model_max_length"] = max_length
         settings |= {f"{role}_token": token for role, token in self.roles.items()}
