@@ -182,15 +182,16 @@ def test_own_validation_files_never_leak_into_training(tmp_path: Path, deduplica
     assert len({d.source for s in SPLITS for d in iter_documents(artifact, s)}) == 5
 
 
-def test_long_documents_are_cut_at_line_ends_and_nothing_is_lost(tmp_path: Path) -> None:
-    lines = [f"line {i} " + "字" * 20 for i in range(200)]
+@pytest.mark.parametrize("length", [1, 2, 7, 20])
+def test_long_documents_are_cut_at_line_ends_and_nothing_is_lost(tmp_path: Path, length: int) -> None:
+    lines = [f"{i % 10}" + "字" * length for i in range(3000 // length)]
     (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     config = CorpusConfig(inputs=("x",), documents="file", max_line_bytes=100, max_document_bytes=1000)
     rejects: list[Reject] = []
     documents = list(read_documents([str(tmp_path / "a.txt")], config, rejects=rejects))
     assert "\n".join(d.text for d in documents).split("\n") == lines
     assert max(len(d.text.encode()) for d in documents) <= 1000
-    assert len(documents) < 20
+    assert min(len(d.text.encode()) for d in documents[:-1]) > 1000 - 3 * length - 3
     assert [(r.kind, r.line) for r in rejects] == [("cut", d.line_numbers[0]) for d in documents[1:]]
     assert not any(r.is_fault for r in rejects)
 

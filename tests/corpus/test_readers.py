@@ -222,11 +222,12 @@ def _parquet_damaged_group(rng: random.Random) -> Case:
     good = _good(rng, 30)
     out = io.BytesIO()
     options = {"use_dictionary": False, "write_statistics": False, "compression": "zstd"}
-    pq.write_table(pa.table({"text": good}), out, row_group_size=10, **options)
+    values = [*good[:20], None, *good[20:]]
+    pq.write_table(pa.table({"text": values}), out, row_group_size=10, **options)
     data = bytearray(out.getvalue())
     start = pq.ParquetFile(io.BytesIO(out.getvalue())).metadata.row_group(1).column(0).data_page_offset
     data[start : start + 60] = bytes(rng.randbytes(60))
-    return Case(".parquet", bytes(data), good[:10] + good[20:], [(11, "damaged_rows")])
+    return Case(".parquet", bytes(data), good[:10] + good[20:], [(11, "damaged_rows"), (21, "no_text")])
 
 
 def _parquet_truncated(rng: random.Random) -> Case:
@@ -357,6 +358,23 @@ def test_byte_offsets_point_at_the_fault(tmp_path: Path) -> None:
     texts = [d.text for d in read_documents([str(tmp_path / "a.txt")], rejects=rejects)]
     assert texts == ["good\nend"]
     assert [(r.line, r.byte_offset) for r in rejects] == [(2, data.index(b"\xff")), (3, data.index(b"\0"))]
+
+
+def test_line_numbers_go_on_after_long_lines(tmp_path: Path) -> None:
+    for length in (101, 99_999, 600_000):  # found in a block, at its end, and over several blocks
+        data = b"a\n" + b"x" * length + b"\nb\n\xff\n" + b"y" * length + b"\n" + b"z" * length
+        (tmp_path / "a.txt").write_bytes(data)
+        rejects: list[Reject] = []
+        config = CorpusConfig(max_line_bytes=100)
+        documents = list(read_documents([str(tmp_path / "a.txt")], config, rejects=rejects))
+        assert [(d.text, d.line_numbers) for d in documents] == [("a\nb", (1, 3))]
+        assert [(r.line, r.kind, r.byte_offset) for r in rejects] == [
+            (2, "long_line", 2),
+            (4, "invalid_utf8", length + 5),
+            (5, "long_line", length + 7),
+            (6, "long_line", 2 * length + 8),
+        ]
+        assert all(f" {length} bytes" in r.reason for r in rejects if r.kind == "long_line")
 
 
 def test_only_newlines_count_as_lines(tmp_path: Path) -> None:

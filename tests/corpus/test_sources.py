@@ -70,9 +70,13 @@ def test_equal_names_in_two_inputs_are_told_apart(tmp_path: Path) -> None:
     assert _names(*both) == both
 
 
-def test_links_in_a_circle_end(tree: Path) -> None:
+def test_links_in_a_circle_end(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "sub" / "loop").symlink_to(tree)
+    listed: list[str] = []
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (listed.append(path), real(path))[1])
     assert _names(str(tree)) == ["a.jsonl.gz", "b.txt", "sub/c.txt", "sub/deep/d.CSV"]
+    assert len(listed) == 3
 
 
 @pytest.mark.parametrize("given", ["nothing.txt", "*.nothing", "empty"])
@@ -95,7 +99,13 @@ def test_a_file_without_permission_is_reported(tree: Path, monkeypatch: pytest.M
 def test_a_zstd_file_is_whole_only_at_frame_ends(tmp_path: Path, checksum: bool) -> None:
     compress = zstandard.ZstdCompressor(write_checksum=checksum).compress
     skippable = b"\x53\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
-    frames = [compress(b"text " * 50_000), skippable, compress(os.urandom(200_000)), compress(b"")]
+    frames = [
+        compress(b"text " * 50_000),
+        skippable,
+        compress(os.urandom(200_000)),
+        compress(b"a" * 400_000),
+        compress(b""),
+    ]
     ends = {sum(map(len, frames[:n])) for n in range(len(frames) + 1)}
     data = b"".join(frames)
     path = tmp_path / "a.zst"
