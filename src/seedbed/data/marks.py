@@ -99,7 +99,7 @@ def _western_end(text: str, at: int, end: str, begin: int, following: int) -> bo
     found = _LAST_WORD.search(text, max(begin, at - 60), at)
     word = found.group() if found else ""
     if word.isdigit():
-        return at - len(word) != begin  # "3. Results": a list number at the start of a sentence
+        return bool(text[begin : at - len(word)].strip(_OPENING))  # else "3. Results", a list number
     folded = word.lower()
     if folded in _ENDS_UNLESS_NUMBER:
         return not text[following].isdigit()

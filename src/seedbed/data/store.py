@@ -362,7 +362,7 @@ class SplitTokens:
         num_documents: documents that have tokens.
         num_bytes: UTF-8 bytes of their text.
         vocab_size: ids are below this.
-        counts: all counts of the split (also lines, sentences, words, unknown, empty).
+        counts: all counts of the split; `sentences` and `words` leave separators out, `empty` are documents without tokens.
     """
 
     def __init__(self, artifact: Artifact, name: str, meta: dict[str, Any]) -> None:
