@@ -22,7 +22,7 @@ from seedbed.data.store import SPECIAL, WORD
 from seedbed.data.views import Rows
 from seedbed.errors import IncompatibleError
 from seedbed.hashing import threshold
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary, features_at
+from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
 from seedbed.objectives.rows import check_sizes, dense_batch
 
 __all__ = ["MaskedLM", "MaskedLMConfig", "choose_targets"]
@@ -154,10 +154,12 @@ class MaskedLM(Objective):
         dropout_key: Tensor | None = None,
         embedding_delta: Tensor | None = None,
     ) -> dict[str, Prediction]:
-        """Predict at the hidden places only."""
-        hidden = modules["trunk"](batch, dropout_key=dropout_key, embedding_delta=embedding_delta)
+        """Predict at the hidden places only; the trunk's last layer computes nothing else either."""
         target = targets["masked_lm"]
-        return {"masked_lm": Prediction(features_at(hidden, target), modules["head"], target)}
+        hidden = modules["trunk"](
+            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
+        )
+        return {"masked_lm": Prediction(hidden.last, modules["head"], target)}
 
 
 def choose_targets(rows: Rows, draws: Draws, *, rate: float, by_word: bool) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,203 @@
+"""The short door: load a model, fill masks, generate.
+
+    import seedbed
+    model = seedbed.load("runs/demo-en")
+    model.fill_mask("The Queen of [MASK] made some tarts.")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from seedbed.artifact import MANIFEST, open_verified
+from seedbed.batch import Batch
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.generation.decode import generate
+from seedbed.generation.fill import fill_mask
+from seedbed.generation.samplers import Sampler
+from seedbed.models.huggingface import read_huggingface
+from seedbed.models.language_model import LanguageModel
+from seedbed.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Candidate", "LoadedModel", "load", "model_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One proposal for a hidden place.
+
+    Attributes:
+        token: as the vocabulary writes it.
+        probability: in [0, 1].
+        text: the whole text with the proposal in its place.
+    """
+
+    token: str
+    probability: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its tokenizer, ready for use.
+
+    Attributes:
+        model: trunk and head, in evaluation use (no dropout).
+        tokenizer: the one it was trained with.
+        path: the folder it was read from.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    path: Path
+
+    @property
+    def is_causal(self) -> bool:
+        """Say whether it continues texts (True) or fills masks (False)."""
+        return self.model.config.is_causal
+
+    def fill_mask(self, text: str, *, top_k: int = 5) -> list[list[Candidate]]:
+        """Propose tokens for every mask in a text.
+
+        Args:
+            text: holds one or more mask tokens, written as the vocabulary does ("[MASK]").
+            top_k: proposals for each mask.
+
+        Returns:
+            For each mask in order, its proposals, best first. Masks are filled independently of each other.
+
+        Raises:
+            DataError: no mask in the text, or more tokens than the model has positions.
+            IncompatibleError: the model is causal, or has no head.
+        """
+        mask_id = self.tokenizer.mask_id
+        if self.is_causal or mask_id is None:
+            raise IncompatibleError(f"{self.path} is a causal model; it cannot fill masks.", hint="seedbed generate")
+        mask = self.tokenizer.token(mask_id)
+        ids = self.tokenizer.encode(text, allow_special=True)
+        if mask_id not in ids:
+            raise DataError(f"the text has no {mask}.", hint=f"write {mask} where a word is missing")
+        return self.fill_ids(ids, top_k=top_k)
+
+    def fill_ids(self, ids: list[int], *, top_k: int = 5) -> list[list[Candidate]]:
+        """Propose tokens for every mask among token ids; see `fill_mask`."""
+        ids = self._framed(ids)
+        self._check_length(len(ids))
+        mask_id = self.tokenizer.mask_id
+        places = [place for place, token in enumerate(ids) if token == mask_id]
+        found: list[list[Candidate]] = []
+        for place, proposals in zip(places, fill_mask(self.model, ids, places, top_k=top_k), strict=True):
+            candidates: list[Candidate] = []
+            for proposal in proposals:
+                filled = [*ids[:place], proposal.token_id, *ids[place + 1 :]]
+                text = self.tokenizer.decode([t for t in filled if t not in self._frame_ids()], skip_special=False)
+                candidates.append(Candidate(self.tokenizer.token(proposal.token_id), proposal.probability, text))
+            found.append(candidates)
+        return found
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """Continue a text.
+
+        Args:
+            prompt: the beginning; may be empty.
+            max_new_tokens: tokens to add at most; the end of a document ends it earlier.
+            temperature: 0 takes the most probable token each time.
+            top_k: draw from so many most probable tokens; 0: all.
+            top_p: draw from the most probable tokens that hold this share of the probability.
+            seed: the same seed gives the same text.
+
+        Returns:
+            The prompt and its continuation.
+
+        Raises:
+            DataError: the prompt leaves no room within the model's positions.
+            IncompatibleError: the model is masked, not causal.
+        """
+        if not self.is_causal:
+            raise IncompatibleError(f"{self.path} is a masked model; it cannot continue texts.", hint="seedbed fill-mask")
+        ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
+        room = self.model.config.max_length - len(ids)
+        if room < 1:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens, the model {self.model.config.max_length} positions.",
+                hint="shorten the prompt",
+            )
+        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        (out,) = generate(
+            self.model,
+            [ids],
+            max_new_tokens=min(max_new_tokens, room),
+            sampler=sampler,
+            stop_id=self.tokenizer.separator_id,
+        )
+        return self.tokenizer.decode([*ids[1:], *out])
+
+    def embed(self, text: str) -> torch.Tensor:
+        """Return the mean of the last hidden states of a text, (D,) float32."""
+        ids = self._framed(self.tokenizer.encode(text))
+        self._check_length(len(ids))
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            hidden = self.model(Batch(torch.tensor([ids], device=device), attention="causal" if self.is_causal else "full"))
+        return hidden.last[0].float().mean(dim=0)
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Put around a text what rows of training have around theirs."""
+        if self.is_causal:
+            return [self.tokenizer.separator_id, *ids]
+        cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
+        return [*([] if cls_id is None else [cls_id]), *ids, *([] if sep_id is None else [sep_id])]
+
+    def _frame_ids(self) -> set[int | None]:
+        return {self.tokenizer.cls_id, self.tokenizer.sep_id}
+
+    def _check_length(self, length: int) -> None:
+        if length > self.model.config.max_length:
+            raise DataError(
+                f"the text has {length} tokens, the model {self.model.config.max_length} positions.",
+                hint="give it in shorter pieces",
+            )
+
+
+def load(path: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Load a model for use: a run folder, its `model` folder, or any Hugging Face folder of a known family.
+
+    Files of our own artifacts are verified against their manifest first; nothing in a folder is ever executed.
+
+    Raises:
+        DataError: there is no model.
+        IncompatibleError: a family or option seedbed does not have; names it.
+        IntegrityError: a file of an artifact was changed.
+    """
+    folder = model_folder(Path(path))
+    if (folder / MANIFEST).is_file():
+        open_verified(folder, stage="model").verify()
+    model, _ = read_huggingface(folder)
+    return LoadedModel(model.to(device).eval(), Tokenizer.load(folder), folder)
+
+
+def model_folder(path: Path) -> Path:
+    """Return the folder of the model meant by a run folder or a model folder.
+
+    Raises:
+        DataError: there is none; says what is there instead.
+    """
+    for candidate in (path / "model", path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (path / "pretrain").is_dir():
+        raise DataError(f"{path} is a run that has not finished training.", hint="go on with the command that started it")
+    what = "does not exist" if not path.exists() else "holds no model (no config.json)"
+    raise DataError(f"{path} {what}.", hint="give a run folder, its model folder, or a Hugging Face folder")
