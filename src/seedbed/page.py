@@ -15,7 +15,7 @@ from html import escape
 __all__ = ["Chart", "Page", "Reference", "Series", "format_number", "ticks"]
 
 _WIDTH, _HEIGHT = 760, 330
-_TOP, _LEFT, _BOTTOM, _RIGHT = 26, 56, 42, 14
+_TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
 _MAX_POINTS = 1200  # of one line; more cannot be told apart at this width
 
@@ -33,15 +33,16 @@ body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-
 main{max-width:860px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:1.85rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:1.22rem;line-height:1.3;margin:44px 0 10px;padding-top:16px;border-top:1px solid var(--line)}
-p{margin:0 0 12px;max-width:44em}.soft,.lead{color:var(--soft)}.soft{font-size:.88rem}.lead{margin-bottom:22px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:18px 0}
+p{margin:0 0 12px;max-width:44em}.soft,.lead{color:var(--soft)}.soft{font-size:.88rem}p+.soft{margin-top:-6px}.lead{margin-bottom:22px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:10px;margin:18px 0}
 .tile{background:var(--tint);border-radius:8px;padding:12px 14px}
-.tile b{display:block;font-size:1.5rem;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:1.4rem;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
 .tile span{display:block;font-size:.86rem;color:var(--soft)}
 .scroll{overflow-x:auto;margin:14px 0 18px}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 caption{text-align:left;color:var(--soft);font-size:.88rem;padding-bottom:6px}
-th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
+.facts{width:auto}.facts td:first-child{color:var(--soft);padding-right:36px}
 th{font-weight:600;border-bottom-width:2px}.r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 figure{margin:18px 0 22px}figcaption{font-weight:600;margin-bottom:2px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:.86rem;color:var(--soft);margin:2px 0 4px}
@@ -50,7 +51,7 @@ figure{margin:18px 0 22px}figcaption{font-weight:600;margin-bottom:2px}
 svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(--ink)}
 .grid{stroke:var(--grid);stroke-width:1}.axis{stroke:var(--line);stroke-width:1}
 .reference{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}.leader{stroke:var(--soft);stroke-width:.7;fill:none}
-.series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.32}
+.series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
 .mark{stroke:var(--page);stroke-width:1.2}
 pre{background:var(--tint);border-radius:8px;padding:12px 14px;overflow-x:auto;font:.86rem/1.5 ui-monospace,SFMono-Regular,
 Menlo,Consolas,"Noto Sans Mono CJK SC",monospace}
@@ -137,13 +138,14 @@ class Page:
         """Add a table.
 
         Args:
-            header: column titles; empty for none.
+            header: column titles; without them it is a narrow list of facts.
             rows: cells, as text.
             align: one letter a column, "l" or "r"; missing ones are "l".
             caption: above the table.
         """
+        facts = ' class="facts"'
         kinds = [' class="r"' if letter == "r" else "" for letter in align.ljust(200, "l")]
-        lines = ['<div class="scroll"><table>']
+        lines = [f'<div class="scroll"><table{"" if header else facts}>']
         if caption:
             lines.append(f"<caption>{escape(caption)}</caption>")
         if header:
@@ -274,7 +276,7 @@ def _draw(chart: Chart, colors: Sequence[int]) -> str:
 
     out = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
     end = _WIDTH - right
-    for value, text in y_axis.labels(6):
+    for value, text in y_axis.labels(7):
         y = y_axis(value)
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
@@ -284,7 +286,7 @@ def _draw(chart: Chart, colors: Sequence[int]) -> str:
         x = x_axis(value)
         out.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>')
         out.append(f'<text x="{x:.1f}" y="{base + 19}" text-anchor="middle">{text}</text>')
-    out.append(f'<text x="{_LEFT - 48}" y="12">{escape(chart.y_label)}</text>')
+    out.append(f'<text x="2" y="12">{escape(chart.y_label)}</text>')
     middle = (_LEFT + end) / 2
     out.append(
         f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(chart.x_label)}</text>'
