@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from seedbed.errors import ConfigError
 
-__all__ = ["Config", "commented_yaml", "load_config", "one_of", "read_yaml", "validate"]
+__all__ = ["Config", "commented_yaml", "json_schema", "load_config", "one_of", "read_yaml", "validate"]
 
 
 class Config(BaseModel):
@@ -30,7 +30,9 @@ class Config(BaseModel):
 
     def updated(self, **changes: Any) -> Self:
         """Return a validated copy with some fields changed."""
-        return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
+        # Values themselves, not their dump: a section built in code has its kind in its class, not among its set fields.
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate({**given, **changes})
 
 
 C = TypeVar("C", bound=Config)
@@ -51,6 +53,50 @@ def one_of(table: Mapping[str, type[Config]], *, default: str | None = None) -> 
     return Annotated[Union[kinds], Discriminator(tag)]  # noqa: UP007 - built from a table, cannot be written with |
 
 
+def json_schema(kind: type[Config]) -> dict[str, Any]:
+    """Return the JSON schema editors complete and check a file with.
+
+    Pydantic writes a union as `oneOf`, and an editor refuses a section that fits several kinds, as one without a `name`
+    does; `anyOf` says what is meant.
+    """
+
+    def loosened(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {"anyOf" if key == "oneOf" else key: loosened(value) for key, value in node.items()}
+        return [loosened(value) for value in node] if isinstance(node, list) else node
+
+    schema: dict[str, Any] = loosened(kind.model_json_schema())
+    return schema
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key given twice: YAML forbids it, PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, with texts that hold a line end escaped: plain and single-quoted ones do not survive nesting."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if any(end in text for end in "\n\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping with the safe loader.
 
@@ -69,7 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} is not UTF-8 (byte {error.start}).", hint="save the recipe as UTF-8"
         ) from error
     try:
-        data = yaml.safe_load(text)
+        data = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -144,7 +190,8 @@ def _explain(kind: type[BaseModel], detail: Any) -> tuple[str, str | None]:
     location = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
         *parents, unknown = location
-        known, path = _keys_at(kind, parents)
+        kinds, path = _kinds_at(kind, parents)
+        known = [key for k in kinds for key in k.model_fields]
         nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
         where = f"{'.'.join(path)}.{unknown}" if path else unknown
         hint = (
@@ -154,22 +201,29 @@ def _explain(kind: type[BaseModel], detail: Any) -> tuple[str, str | None]:
         )
         return f"unknown key {where}", hint
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = detail.get("ctx", {})
-        expected = [name.strip(" '") for name in str(context.get("expected_tags", "")).split(",")]
-        found = str(context.get("tag", ""))
-        where = ".".join([*_keys_at(kind, location)[1], "name"])
+        kinds, path = _kinds_at(kind, location)
+        expected = [str(k.model_fields["name"].default) for k in kinds]
+        where = ".".join([*path, "name"])
+        choices = f"choose one of {', '.join(expected)}"
         if detail["type"] == "union_tag_not_found":
-            return f"{where} is missing", f"choose one of {', '.join(expected)}" if expected != [""] else None
+            if isinstance(detail["input"], Mapping):
+                return f"{where} is missing", choices
+            return f"{'.'.join(path)} is not a section (found {_shown(detail['input'])})", choices
+        found = str(detail["ctx"]["tag"])
         nearest = difflib.get_close_matches(found, expected, n=1, cutoff=0.4)
         return (
             f"{where} is {found!r}, which is not known",
-            f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(expected)}",
+            f"did you mean {nearest[0]}?" if nearest else choices,
         )
-    _, path = _keys_at(kind, location)
+    _, path = _kinds_at(kind, location)
     message = detail["msg"].removeprefix("Value error, ")
-    found = json.dumps(detail["input"], default=str, ensure_ascii=False)
-    found = found if len(found) <= 60 else found[:57] + "..."
-    return f"{'.'.join(path) or 'recipe'}: {message} (found {found})", None
+    return f"{'.'.join(path) or 'recipe'}: {message} (found {_shown(detail['input'])})", None
+
+
+def _shown(value: Any) -> str:
+    """Write a value into a message, not longer than 60 characters."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _members(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -181,8 +235,8 @@ def _members(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from _members(argument)
 
 
-def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the keys known at an error location, and the location without the union tags pydantic puts into it."""
+def _kinds_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[type[BaseModel]], list[str]]:
+    """Return the configs possible at an error location, and the location without the union tags pydantic puts into it."""
     kinds: list[type[BaseModel]] = [kind]
     path: list[str] = []
     for part in location:
@@ -201,7 +255,7 @@ def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[str],
             kinds = tagged
         else:
             path.append(part)
-    return [key for k in kinds for key in k.model_fields], path
+    return kinds, path
 
 
 def commented_yaml(config: Config, *, depth: int = 0, only: Sequence[str] | None = None) -> str:
@@ -225,7 +279,7 @@ def commented_yaml(config: Config, *, depth: int = 0, only: Sequence[str] | None
         else:
             plain = config.model_dump(mode="json", include={name})[name]
             text = (
-                yaml.safe_dump(plain, allow_unicode=True, default_flow_style=True, width=10_000)
+                yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=10_000)
                 .strip()
                 .removesuffix("...")
                 .strip()

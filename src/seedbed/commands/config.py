@@ -31,12 +31,12 @@ def run(options: argparse.Namespace) -> int:
     import difflib
     import json
 
-    from seedbed.config import commented_yaml, load_config
+    from seedbed.config import commented_yaml, json_schema, load_config
     from seedbed.errors import ConfigError
     from seedbed.recipe import Recipe
 
     if options.schema:
-        sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(json_schema(Recipe), indent=1, ensure_ascii=False) + "\n")
         return 0
     recipe = load_config(Recipe, options.recipe, [word for word in options.words if "=" in word])
     sections = [word for word in options.words if "=" not in word]

@@ -217,7 +217,7 @@ def pretrain(
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
-        "family": recipe.model.name,  # type: ignore[attr-defined]
+        "family": recipe.model.name,
         "parameters": sum(p.numel() for p in setting.state.parameters().values()),
         "valid_loss": scores["loss"],
         "valid": scores,
@@ -395,7 +395,7 @@ def _describe(
     split = setting.reader
     epochs = plan.num_windows * plan.rows_per_step / split.num_rows
     console.note(
-        f"{recipe.model.name} {recipe.model.preset}, {quantity(parameters, 'parameters')};"  # type: ignore[attr-defined]
+        f"{recipe.model.name} {recipe.model.preset}, {quantity(parameters, 'parameters')};"
         f" {recipe.objective.name}; {plan.num_windows:,} steps of {plan.rows_per_step} rows of"
         f" {recipe.data.row_length} tokens ({quantity(tokens, 'tokens')}, {epochs:.1f} passes over the text)"
     )

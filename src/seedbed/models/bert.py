@@ -49,7 +49,7 @@ class BertConfig(FamilyConfig):
         r"cls\.seq_relationship\.(weight|bias)": "the next-sentence head",
     }
 
-    name: Literal["bert"] = "bert"
+    name: Literal["bert"] = Field("bert", description="BERT: post-norm, learned positions, GELU.")
     type_vocab_size: int = Field(2, ge=1, description="Sentence marks (A/B).")
 
     def build(self, *, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> TransformerConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from seedbed.models.config import TransformerConfig
 from seedbed.models.presets import FamilyConfig
 from seedbed.models.translate import (
@@ -42,7 +44,7 @@ class GPT2Config(FamilyConfig):
         r"transformer\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask, not a weight",
     }
 
-    name: Literal["gpt2"] = "gpt2"
+    name: Literal["gpt2"] = Field("gpt2", description="GPT-2: pre-norm, learned positions, GELU.")
 
     def build(self, *, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> TransformerConfig:
         """Return the full description for a vocabulary.

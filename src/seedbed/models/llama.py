@@ -42,7 +42,9 @@ class LlamaConfig(FamilyConfig):
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "rotary frequencies, computed anew",
     }
 
-    name: Literal["llama"] = "llama"
+    name: Literal["llama"] = Field(
+        "llama", description="Llama: pre-norm, rotary positions, SwiGLU, no biases."
+    )
     num_kv_heads: int | None = Field(
         None, ge=1, description="Key and value heads, shared by groups of queries. null: num_heads."
     )

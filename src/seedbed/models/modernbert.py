@@ -43,7 +43,9 @@ class ModernBertConfig(FamilyConfig):
     head_matrix: ClassVar[str] = "decoder.weight"
     harmless: ClassVar[dict[str, str]] = {}
 
-    name: Literal["modernbert"] = "modernbert"
+    name: Literal["modernbert"] = Field(
+        "modernbert", description="ModernBERT: pre-norm, rotary positions, GeGLU, no biases."
+    )
     rope_theta: float = Field(
         10_000.0,
         gt=0,

@@ -55,6 +55,7 @@ class FamilyConfig(Config):
     harmless: ClassVar[dict[str, str]]
     """Tensors that may be there and are left out: a pattern, and why nothing is lost."""
 
+    name: str = Field("", description="Which family; see MODELS.")
     preset: Preset = Field(
         "mini", description="Size: tiny 2x128, mini 4x256, small 4x512, medium 8x512, base 12x768."
     )
