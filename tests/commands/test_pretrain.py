@@ -1,0 +1,335 @@
+"""Runs as a user makes them: the same twice, stopped anywhere, killed at any moment, refused when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seedbed.cli import main
+from seedbed.commands import pretraining
+from seedbed.commands.console import Console
+from seedbed.commands.stages import prepare
+from seedbed.config import validate
+from seedbed.errors import ConfigError, IncompatibleError, IntegrityError, NumericError
+from seedbed.recipe import Recipe
+from seedbed.training import loop
+
+STEPS = 12
+
+
+def write_corpus(folder: Path, *, num_documents: int = 40) -> Path:
+    """A corpus of a few hundred words in both languages, the same every time."""
+    words = "the a cat dog house tree river sings runs sleeps under over and but red blue green old new time day night".split()
+    han = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+    chooser = random.Random(7)
+    documents = []
+    for _ in range(num_documents):
+        lines = []
+        for _ in range(4):
+            lines.append(" ".join(chooser.choice(words) for _ in range(12)).capitalize() + ".")
+            lines.append("".join(chooser.choice(han) for _ in range(10)) + "。")
+        documents.append("\n".join(lines))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+def values(corpus: Path, run: Path, **sections):
+    data = {
+        "run": str(run),
+        "corpus": {"inputs": [str(corpus)], "validation_fraction": 0.2},
+        "tokenizer": {"vocab_size": 300, "num_reserved": 4},
+        "data": {"row_length": 16},
+        "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "hidden_dropout": 0.1},
+        "training": {"budget_steps": STEPS, "batch_tokens": 96, "micro_batch_rows": 3, "validation_steps": 4, "validation_rows": 8},
+        "runtime": {"threads": 2},
+    }
+    for section, changes in sections.items():
+        data[section] = {**data.get(section, {}), **changes} if isinstance(changes, dict) else changes
+    return data
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def train(data, *, stop_after=None, monkeypatch=None):
+    recipe = validate(Recipe, data, place="test")
+    console = Console(as_json=True)
+    if stop_after is not None:
+        original = loop.fit
+
+        def stopping(state, run_window, **options):
+            options["is_interrupted"] = lambda: state.window >= stop_after
+            return original(state, run_window, **options)
+
+        monkeypatch.setattr(pretraining, "fit", stopping)
+        monkeypatch.setattr(pretraining, "_signals", lambda: _received())
+    try:
+        return pretraining.pretrain(recipe, prepare(recipe, console), console)
+    finally:
+        if stop_after is not None:
+            monkeypatch.undo()
+
+
+class _received(list):
+    """Stand in for the signal handler: a signal arrived."""
+
+    def __init__(self):
+        super().__init__([signal.SIGTERM])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+def outcome(run: Path):
+    """Everything a run decides: stage digests (weights included) and the loss column."""
+    return pretraining.run_digest(run)
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("reference") / "run"
+    summary = train(values(corpus, run))
+    return run, summary
+
+
+def test_the_same_recipe_twice_is_the_same_bit_for_bit(corpus, reference, tmp_path):
+    train(values(corpus, tmp_path / "again"))
+    assert outcome(tmp_path / "again") == outcome(reference[0])
+
+
+def test_the_resolved_recipe_is_the_same_bit_for_bit(corpus, reference, tmp_path):
+    resolved = json.loads((reference[0] / "pretrain" / "resolved.json").read_text())["resolved"]
+    train({**values(corpus, tmp_path / "run"), **resolved})
+    assert outcome(tmp_path / "run") == outcome(reference[0])
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [5], [11], [2, 3, 8]])
+def test_stopping_and_resuming_changes_nothing(corpus, reference, tmp_path, monkeypatch, stops):
+    data = values(corpus, tmp_path / "run")
+    for stop in stops:
+        with pytest.raises(pretraining.Interrupted) as stopped:
+            train(data, stop_after=stop, monkeypatch=monkeypatch)
+        assert stopped.value.window == stop
+    train(data)
+    assert outcome(tmp_path / "run") == outcome(reference[0])
+
+
+def test_another_seed_is_another_run(corpus, reference, tmp_path):
+    train(values(corpus, tmp_path / "run", training={**values(corpus, tmp_path)["training"], "seed": 1}))
+    assert outcome(tmp_path / "run") != outcome(reference[0])
+
+
+def test_a_finished_run_is_skipped(corpus, reference, capsys):
+    before = {p: p.stat().st_mtime_ns for p in reference[0].rglob("*") if p.is_file() and p.name != ".lock"}
+    assert train(values(corpus, reference[0])) == json.loads((reference[0] / "summary.json").read_text())
+    assert before == {p: p.stat().st_mtime_ns for p in reference[0].rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_summary_holds_what_is_promised(reference):
+    summary = json.loads((reference[0] / "summary.json").read_text())
+    assert summary["valid_loss"] > 0
+    assert summary["baselines"]["unigram"] < summary["baselines"]["uniform"]
+    assert summary["train_seconds"] > 0
+    assert summary["tokens"] == STEPS * 96
+    assert Path(summary["model"]).is_dir()
+
+
+def test_another_recipe_in_the_same_folder_is_refused(corpus, tmp_path, monkeypatch):
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=2, monkeypatch=monkeypatch)
+    data["optim"] = {"learning_rate": 1e-4}
+    with pytest.raises(IncompatibleError, match=r"optim.learning_rate was 0.002, is 0.0001"):
+        train(data)
+
+
+def test_another_tokenizer_for_a_checkpoint_is_refused(corpus, tmp_path, monkeypatch):
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=2, monkeypatch=monkeypatch)
+    data["tokenizer"] = {"vocab_size": 100, "num_reserved": 4}
+    recipe = validate(Recipe, data, place="test")
+    prepared = prepare(recipe, Console(as_json=True), replace=True)  # the user replaces the stages, not the run
+    with pytest.raises(IncompatibleError) as refused:
+        pretraining.pretrain(recipe, prepared, Console(as_json=True))
+    assert refused.value.exit_code == 9
+    assert refused.value.hint
+
+
+def test_damaged_checkpoints_fall_back_to_the_one_before(corpus, reference, tmp_path, monkeypatch, caplog):
+    data = values(corpus, tmp_path / "run")
+    for stop in (3, 6):
+        with pytest.raises(pretraining.Interrupted):
+            train(data, stop_after=stop, monkeypatch=monkeypatch)
+    weights = tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000006" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    train(data)
+    assert "step-00000006" in caplog.text
+    assert outcome(tmp_path / "run") == outcome(reference[0])
+
+
+def test_all_checkpoints_damaged_is_an_error(corpus, tmp_path, monkeypatch):
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=3, monkeypatch=monkeypatch)
+    (tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="every checkpoint"):
+        train(data)
+
+
+def test_retention_keeps_two_full_checkpoints_and_some_weights(corpus, tmp_path):
+    data = values(corpus, tmp_path / "run")
+    data["training"] |= {"checkpoint_steps": 2, "keep_weights": 2}
+    train(data)
+    names = sorted(p.name for p in (tmp_path / "run" / "pretrain" / "checkpoints").iterdir())
+    full = [n for n in names if n.startswith("step")]
+    assert full == ["step-00000010", "step-00000012"]
+    assert [n for n in names if n.startswith("weights")] == ["weights-00000006", "weights-00000008"]
+    assert len([n for n in names if n.startswith("best")]) == 1
+
+
+def test_early_stopping_ends_the_run(corpus, tmp_path):
+    data = values(corpus, tmp_path / "run", optim={"name": "sgd", "learning_rate": 1e-9, "momentum": 0.0})
+    data["training"] |= {"budget_steps": 40, "early_stopping_patience": 2, "validation_steps": 2}
+    data["optim"]["learning_rate"] = 50.0  # gets worse at once
+    summary = train(data)
+    assert summary["stopped_early"]
+    assert summary["steps"] < 40
+
+
+def test_a_wrong_objective_for_the_model_is_refused_before_training(corpus, tmp_path):
+    data = values(corpus, tmp_path / "run", objective={"name": "causal_lm"})
+    data["model"]["name"] = "bert"
+    with pytest.raises(IncompatibleError, match="needs a decoder"):
+        train(data)
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_two_budgets_are_refused():
+    with pytest.raises(ConfigError, match="give one budget"):
+        validate(Recipe, {"training": {"budget_steps": 5, "budget_tokens": 10}}, place="test")
+
+
+def test_three_non_finite_gradients_stop_the_run(corpus, tmp_path):
+    data = values(corpus, tmp_path / "run", optim={"name": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "schedule": {"min_warmup_steps": 0}})
+    with pytest.raises(NumericError, match="3 steps in a row") as stopped:
+        train(data)
+    assert stopped.value.exit_code == 5
+
+
+def test_causal_runs_resume_too(corpus, tmp_path, monkeypatch):
+    whole = values(corpus, tmp_path / "whole", objective={"name": "causal_lm"})
+    train(whole)
+    parts = values(corpus, tmp_path / "parts", objective={"name": "causal_lm"})
+    with pytest.raises(pretraining.Interrupted):
+        train(parts, stop_after=7, monkeypatch=monkeypatch)
+    train(parts)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+# --- through the command line, in processes of their own ----------------------------------------------------------------
+
+
+def command(recipe: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "seedbed", "pretrain", str(recipe), "--json", *words]
+
+
+@pytest.fixture
+def recipe_file(corpus, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    data = values(corpus, tmp_path / "run")
+    data["training"] |= {"budget_steps": 400, "checkpoint_steps": 5, "validation_steps": 50}
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen, *, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never held {text!r}; exit {process.poll()}: {process.stderr.read().decode()[-2000:] if process.poll() is not None else ''}")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(recipe_file, tmp_path, number, code):
+    process = subprocess.Popen(command(recipe_file), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(tmp_path / "run" / "pretrain" / "metrics.jsonl", '"window": 20,', process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"to go on: seedbed pretrain {recipe_file}" in error.decode()
+    lines = (tmp_path / "run" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])["window"]
+    assert (tmp_path / "run" / "pretrain" / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
+
+
+@pytest.mark.fault
+def test_two_runs_in_one_folder(recipe_file, tmp_path):
+    first = subprocess.Popen(command(recipe_file), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(tmp_path / "run" / "pretrain" / "metrics.jsonl", '"window": 2,', first)
+    second = subprocess.run(command(recipe_file), capture_output=True, check=False)
+    first.kill()
+    first.wait()
+    assert second.returncode == 7
+    assert f"process {first.pid}" in second.stderr.decode()
+
+
+@pytest.mark.fault
+def test_kill_at_30_random_moments_loses_nothing(corpus, tmp_path):
+    """The kills fall anywhere in a run's life: imports, stages, planning, steps, validation, saving, export, resuming."""
+    data = values(corpus, tmp_path / "whole")
+    data["training"] |= {"budget_steps": 300, "checkpoint_steps": 7, "validation_steps": 40}
+    whole, parts = tmp_path / "whole.yaml", tmp_path / "parts.yaml"
+    whole.write_text(yaml.safe_dump(data))
+    parts.write_text(yaml.safe_dump({**data, "run": str(tmp_path / "parts")}))
+    began = time.monotonic()
+    subprocess.run(command(whole), check=True, capture_output=True)
+    duration = time.monotonic() - began
+    chooser = random.Random(int(os.environ.get("SEEDBED_KILL_SEED", "1")))
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(command(parts), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            # Past the start-up most of the time, so that there is something to lose.
+            process.wait(timeout=duration * chooser.uniform(0.1, 0.75))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.wait()
+    subprocess.run(command(parts), check=True, capture_output=True)
+    assert kills >= 5
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    leftovers = [p for p in (tmp_path / "parts").rglob("*.tmp")]
+    assert len(leftovers) <= kills
+
+
+def test_exit_codes_and_hints_through_the_command_line(corpus, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"run": str(tmp_path / "r"), "corpus": {"inputs": [str(corpus)]}, "trainig": {}}))
+    assert main(["pretrain", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "unknown key trainig" in error
+    assert "did you mean training?" in error
+    assert main(["pretrain", str(tmp_path / "none.yaml")]) == 2
+    assert main(["fill-mask", str(tmp_path), "x"]) == 3
