@@ -33,7 +33,8 @@ body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-
 main{max-width:860px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:1.85rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:1.22rem;line-height:1.3;margin:44px 0 10px;padding-top:16px;border-top:1px solid var(--line)}
-p{margin:0 0 12px;max-width:44em}.soft,.lead{color:var(--soft)}.soft{font-size:.88rem}p+.soft{margin-top:-6px}.lead{margin-bottom:22px}
+p{margin:0 0 12px;max-width:44em}.soft,.lead{color:var(--soft)}.soft{font-size:.88rem}
+p+.soft{margin-top:-6px}.lead{margin-bottom:22px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:10px;margin:18px 0}
 .tile{background:var(--tint);border-radius:8px;padding:12px 14px}
 .tile b{display:block;font-size:1.4rem;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
@@ -43,7 +44,8 @@ table{border-collapse:collapse;width:100%;font-size:.92rem}
 caption{text-align:left;color:var(--soft);font-size:.88rem;padding-bottom:6px}
 th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 .facts{width:auto}.facts td:first-child{color:var(--soft);padding-right:36px}
-th{font-weight:600;border-bottom-width:2px}.r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{font-weight:600;border-bottom-width:2px}.r{text-align:right;font-variant-numeric:tabular-nums}td.r{white-space:nowrap}
+.scroll table:not(.facts){min-width:520px}
 figure{margin:18px 0 22px}figcaption{font-weight:600;margin-bottom:2px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:.86rem;color:var(--soft);margin:2px 0 4px}
 .legend svg{width:24px;height:10px;margin-right:6px;vertical-align:middle}

@@ -23,7 +23,26 @@ from seedbed.tokenizer.special import special_tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
 from toys import VOCAB_SIZE
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "old", "men", "row", "boats", "over", "calm", "water", "near", "tall", "trees"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "old",
+    "men",
+    "row",
+    "boats",
+    "over",
+    "calm",
+    "water",
+    "near",
+    "tall",
+    "trees",
+]
 
 
 def _texts(count: int = 30) -> list[str]:

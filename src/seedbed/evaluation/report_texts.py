@@ -77,6 +77,18 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "objective": ("objective", "训练目标"),
     "han_fraction": ("Chinese share of letters", "汉字占比"),
     "files": ("files read", "读取的文件"),
+    "preset": ("preset", "预设"),
+    "num_layers": ("layers", "层数"),
+    "hidden_size": ("width", "宽度"),
+    "num_heads": ("attention heads", "注意力头数"),
+    "row_length": ("tokens in a row", "每行词元数"),
+    "system": ("system", "系统"),
+    "device": ("device", "设备"),
+    "device_name": ("processor", "处理器"),
+    "cpu_capability": ("processor instructions", "处理器指令集"),
+    "threads": ("threads", "线程数"),
+    "precision": ("number type", "数值类型"),
+    "byteorder": ("byte order", "字节序"),
 }
 
 PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
