@@ -34,7 +34,7 @@ def generate(
     Args:
         model: a decoder with a head.
         prompts: ids, at least one each. Text i draws by (seed, i, step).
-        max_new_tokens: new tokens per prompt; fewer when the model's `max_length` is reached.
+        max_new_tokens: new tokens per prompt; fewer when the longest text reaches the model's `max_length`.
         sampler: None is greedy.
         stop_id: ends a text; it is not part of the result.
         use_cache: False reads the whole text again for every token: slow, and the check on the cache.

@@ -56,7 +56,9 @@ class Sampler:
         """
         if self.temperature == 0:
             return logits.argmax(-1)
-        kept = keep_top(logits.float() / self.temperature, top_k=self.top_k, top_p=self.top_p)
+        # From the top down, so that a tiny temperature gives minus infinity and never infinity minus infinity.
+        scaled = (logits.float() - logits.max(-1, keepdim=True).values.float()) / self.temperature
+        kept = keep_top(scaled, top_k=self.top_k, top_p=self.top_p)
         probabilities = kept.softmax(-1, dtype=torch.float64)
         # The inverse of the cumulative distribution at a hashed point of (0, 1).
         draws = fold(fold(key_from("sampler", self.seed, device=rows.device), rows), step)

@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
         return self.logits(hidden.last.flatten(0, 1).index_select(0, at))
 
     def save(self, folder: Path) -> None:
-        """Write `transformer.json` and `transformer.safetensors`: our own form, for every model. Shared weights are stored once."""
+        """Write `transformer.json` and `transformer.safetensors`: our own form, for every model; shared weights once."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
         data = {"format": 1, "has_head": self.head is not None, "config": self.config.model_dump(mode="json")}
         with disk_errors(folder, doing="writing the model"):

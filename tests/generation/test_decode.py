@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seedbed.batch import Batch
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.generation import Sampler, generate
+from seedbed.models.language_model import LanguageModel
+from small_models import VOCAB, logits_of, small_model
+
+PROMPTS = [[3], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [5, 5, 5, 5]]
+DECODERS = ["gpt2", "llama"]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_follows_the_model_step_by_step(name: str) -> None:
+    model = small_model(name)
+    for prompt in PROMPTS:
+        text = list(prompt)
+        for _ in range(12):
+            logits = logits_of(model, Batch(torch.tensor([text]), attention="causal"))
+            text.append(int(logits[0, -1].argmax()))
+        assert generate(model, [prompt], max_new_tokens=12) == [text[len(prompt) :]]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=1.0, top_k=20, top_p=0.9, seed=3)])
+@pytest.mark.parametrize("name", DECODERS)
+def test_cache_changes_nothing(name: str, sampler: Sampler) -> None:
+    model = small_model(name)
+    cached = generate(model, PROMPTS, max_new_tokens=25, sampler=sampler)
+    assert cached == generate(model, PROMPTS, max_new_tokens=25, sampler=sampler, use_cache=False)
+    assert all(len(line) == 25 for line in cached)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_batch_writes_what_each_prompt_writes_alone(name: str) -> None:
+    model = small_model(name)
+    together = generate(model, PROMPTS, max_new_tokens=15)
+    assert together == [generate(model, [prompt], max_new_tokens=15)[0] for prompt in PROMPTS]
+
+
+def test_seeds_decide_the_text() -> None:
+    model = small_model("llama")
+    texts = [
+        generate(model, PROMPTS, max_new_tokens=10, sampler=Sampler(temperature=1.0, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_token_ends_a_text_and_is_left_out() -> None:
+    model = small_model("gpt2")
+    free = generate(model, PROMPTS, max_new_tokens=20)
+    stop = free[1][4]
+    stopped = generate(model, PROMPTS, max_new_tokens=20, stop_id=stop)
+    for line, whole in zip(stopped, free, strict=True):
+        end = whole.index(stop) if stop in whole else len(whole)
+        assert line == whole[:end]
+
+
+def test_length_is_bounded_by_the_model() -> None:
+    model = small_model("gpt2", max_length=10)
+    assert [len(line) for line in generate(model, [[1, 2, 3]], max_new_tokens=50)] == [7]
+    assert generate(model, [[1, 2]], max_new_tokens=0) == [[]]
+    assert generate(model, [], max_new_tokens=5) == []
+
+
+def test_bfloat16_generation_runs_with_a_cache() -> None:
+    model = small_model("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [len(line) for line in generate(model, PROMPTS, max_new_tokens=5)] == [5] * 4
+
+
+def test_wrong_requests_are_refused() -> None:
+    model = small_model("gpt2", max_length=10)
+    for prompts, words in (([[]], "empty"), ([[1] * 10], "10 tokens"), ([[VOCAB]], "vocabulary")):
+        with pytest.raises(DataError, match=words):
+            generate(model, prompts, max_new_tokens=3)
+    with pytest.raises(IncompatibleError, match="left to right"):
+        generate(small_model("bert"), [[1]], max_new_tokens=3)
+    with pytest.raises(IncompatibleError, match="no language-model head"):
+        generate(LanguageModel(model.trunk, None), [[1]], max_new_tokens=3)

@@ -1,0 +1,46 @@
+"""Small models of every family, and batches for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from seedbed.batch import Attention, Batch
+from seedbed.models import MODELS
+from seedbed.models.language_model import LanguageModel, build_model
+
+VOCAB = 50
+
+
+def small_model(name: str, **changes: Any) -> LanguageModel:
+    """Build a two-layer model whose every weight matters, with `changes` to its full description."""
+    section = MODELS[name].model_validate(
+        {
+            "num_layers": 3,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "ffn_size": 48,
+            "max_length": 400,
+            "initialisation_std": 0.2,
+        }
+    )
+    model = build_model(section.build(vocab_size=VOCAB).updated(**changes), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def native_attention(model: LanguageModel) -> Attention:
+    return "causal" if model.config.is_causal else "full"
+
+
+def logits_of(model: LanguageModel, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model(batch).last)
