@@ -10,7 +10,21 @@ import seedbed
 ROOT = Path(seedbed.__file__).parent
 
 RANKS: dict[str, int] = {
-    **dict.fromkeys(["errors", "config", "artifact", "runtime", "document", "batch", "page", "progress", "hashing", "lock"], 0),
+    **dict.fromkeys(
+        [
+            "errors",
+            "config",
+            "artifact",
+            "runtime",
+            "document",
+            "batch",
+            "page",
+            "progress",
+            "hashing",
+            "lock",
+        ],
+        0,
+    ),
     **dict.fromkeys(["corpus", "tokenizer", "models", "optim"], 1),
     **dict.fromkeys(["data", "tasks", "metrics", "generation"], 2),
     "objectives": 3,
@@ -22,7 +36,10 @@ RANKS: dict[str, int] = {
     "cli": 9,
     "__main__": 10,
 }
-WITHIN_RANK_0 = {"errors", "config"}  # what rank 0 may import of itself; config only where a module has a config
+WITHIN_RANK_0 = {
+    "errors",
+    "config",
+}  # what rank 0 may import of itself; config only where a module has a config
 
 
 def part_of(path: Path) -> str:
@@ -56,7 +73,9 @@ def violations(path: Path, source: str) -> list[str]:
                 if other not in WITHIN_RANK_0:
                     found.append(f"{path}:{node.lineno}: {own} imports {other} within rank 0")
             elif RANKS[other] >= RANKS[own]:
-                found.append(f"{path}:{node.lineno}: {own} (rank {RANKS[own]}) imports {other} (rank {RANKS[other]})")
+                found.append(
+                    f"{path}:{node.lineno}: {own} (rank {RANKS[own]}) imports {other} (rank {RANKS[other]})"
+                )
     return found
 
 

@@ -50,5 +50,9 @@ def test_draws_are_uniform():
 def test_neighbouring_keys_and_positions_are_uncorrelated():
     position = torch.arange(100_000, dtype=torch.int32)
     a = fold(key_from("a"), position).double()
-    for other in (fold(key_from("b"), position).double(), a.roll(1), fold(fold(key_from("a"), 1), position).double()):
+    for other in (
+        fold(key_from("b"), position).double(),
+        a.roll(1),
+        fold(fold(key_from("a"), 1), position).double(),
+    ):
         assert abs(torch.corrcoef(torch.stack([a, other]))[0, 1]) < 0.01

@@ -8,11 +8,11 @@ import torch
 from seedbed.data.store import DOCUMENT, SENTENCE, SPECIAL, WORD
 from seedbed.data.views import RowReader, WindowView
 from seedbed.models.bert import BertConfig
+from seedbed.models.gpt2 import GPT2Config
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.llama import LlamaConfig
 from seedbed.models.modernbert import ModernBertConfig
 from seedbed.objectives.base import Vocabulary
-from seedbed.models.gpt2 import GPT2Config
 
 VOCAB_SIZE = 64
 VOCABULARY = Vocabulary(
@@ -64,7 +64,11 @@ class ToySplit:
         valid = np.clip(self.num_tokens - np.asarray(starts), 0, length)
         inside = index < self.num_tokens
         index = np.minimum(index, self.num_tokens - 1)
-        return np.where(inside, self.ids[index], 0), np.where(inside, self.marks[index], 0).astype(np.uint8), valid
+        return (
+            np.where(inside, self.ids[index], 0),
+            np.where(inside, self.marks[index], 0).astype(np.uint8),
+            valid,
+        )
 
     def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         return self.ids[start:stop], self.marks[start:stop]
@@ -76,7 +80,9 @@ class ToySplit:
         return np.bincount(self.ids, minlength=self.vocab_size).astype(np.int64)
 
 
-def toy_reader(length: int = 16, *, seed: int = 0, num_documents: int = 12, document_order_key: int | None = None) -> RowReader:
+def toy_reader(
+    length: int = 16, *, seed: int = 0, num_documents: int = 12, document_order_key: int | None = None
+) -> RowReader:
     """Rows of a toy split."""
     view = WindowView(ToySplit(num_documents), length=length, document_order_key=document_order_key)
     return RowReader(view, name="windows", seed=seed)

@@ -1,8 +1,8 @@
 """The short door: load a model, fill masks, generate.
 
-    import seedbed
-    model = seedbed.load("runs/demo-en")
-    model.fill_mask("The Queen of [MASK] made some tarts.")
+import seedbed
+model = seedbed.load("runs/demo-en")
+model.fill_mask("The Queen of [MASK] made some tarts.")
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class LoadedModel:
         """
         mask_id = self.tokenizer.mask_id
         if self.is_causal or mask_id is None:
-            raise IncompatibleError(f"{self.path} is a causal model; it cannot fill masks.", hint="seedbed generate")
+            raise IncompatibleError(
+                f"{self.path} is a causal model; it cannot fill masks.", hint="seedbed generate"
+            )
         mask = self.tokenizer.token(mask_id)
         ids = self.tokenizer.encode(text, allow_special=True)
         if mask_id not in ids:
@@ -93,8 +95,12 @@ class LoadedModel:
             candidates: list[Candidate] = []
             for proposal in proposals:
                 filled = [*ids[:place], proposal.token_id, *ids[place + 1 :]]
-                text = self.tokenizer.decode([t for t in filled if t not in self._frame_ids()], skip_special=False)
-                candidates.append(Candidate(self.tokenizer.token(proposal.token_id), proposal.probability, text))
+                text = self.tokenizer.decode(
+                    [t for t in filled if t not in self._frame_ids()], skip_special=False
+                )
+                candidates.append(
+                    Candidate(self.tokenizer.token(proposal.token_id), proposal.probability, text)
+                )
             found.append(candidates)
         return found
 
@@ -126,7 +132,9 @@ class LoadedModel:
             IncompatibleError: the model is masked, not causal.
         """
         if not self.is_causal:
-            raise IncompatibleError(f"{self.path} is a masked model; it cannot continue texts.", hint="seedbed fill-mask")
+            raise IncompatibleError(
+                f"{self.path} is a masked model; it cannot continue texts.", hint="seedbed fill-mask"
+            )
         ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
         room = self.model.config.max_length - len(ids)
         if room < 1:
@@ -150,8 +158,11 @@ class LoadedModel:
         self._check_length(len(ids))
         device = next(self.model.parameters()).device
         with torch.no_grad():
-            hidden = self.model(Batch(torch.tensor([ids], device=device), attention="causal" if self.is_causal else "full"))
-        return hidden.last[0].float().mean(dim=0)
+            hidden = self.model(
+                Batch(torch.tensor([ids], device=device), attention="causal" if self.is_causal else "full")
+            )
+        mean: torch.Tensor = hidden.last[0].float().mean(dim=0)
+        return mean
 
     def _framed(self, ids: list[int]) -> list[int]:
         """Put around a text what rows of training have around theirs."""
@@ -198,6 +209,8 @@ def model_folder(path: Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (path / "pretrain").is_dir():
-        raise DataError(f"{path} is a run that has not finished training.", hint="go on with the command that started it")
+        raise DataError(
+            f"{path} is a run that has not finished training.", hint="go on with the command that started it"
+        )
     what = "does not exist" if not path.exists() else "holds no model (no config.json)"
     raise DataError(f"{path} {what}.", hint="give a run folder, its model folder, or a Hugging Face folder")

@@ -100,7 +100,7 @@ def _overview() -> str:
         "seedbed: pretrain a language model on your own text\n\n"
         "usage: seedbed COMMAND [options]        seedbed COMMAND --help explains one\n\n"
         + "\n".join(lines)
-        + "\n\nStart with:  seedbed demo\nThen:        seedbed config > recipe.yaml, name your text in it, seedbed run recipe.yaml\n"
+        + "\n\nStart with:  seedbed demo\nThen:        seedbed config > recipe.yaml, name your text, seedbed run recipe.yaml\n"
     )
 
 

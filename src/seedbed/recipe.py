@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from seedbed.config import Config, one_of
 from seedbed.corpus.pipeline import CorpusConfig
 from seedbed.data.store import TokensConfig
-from seedbed.models import MODELS, FamilyConfig, ModernBertConfig
+from seedbed.models import MODELS, FamilyConfig
+from seedbed.models.modernbert import ModernBertConfig
 from seedbed.objectives import OBJECTIVES, MaskedLMConfig, ObjectiveConfig
 from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
@@ -36,16 +37,24 @@ DEFAULT_MODELS = {"masked_lm": "modernbert", "causal_lm": "llama"}
 class Recipe(Config):
     """Describe a run from raw text to a model."""
 
-    run: str = Field("runs/default", description="Folder of the run: every stage, log and checkpoint lies in it.")
+    run: str = Field(
+        "runs/default", description="Folder of the run: every stage, log and checkpoint lies in it."
+    )
     corpus: CorpusConfig = Field(default_factory=CorpusConfig, description="Raw text to clean documents.")
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="Documents to a vocabulary.")
+    tokenizer: TokenizerConfig = Field(
+        default_factory=TokenizerConfig, description="Documents to a vocabulary."
+    )
     tokens: TokensConfig = Field(default_factory=TokensConfig, description="Documents to the token store.")
     data: DataConfig = Field(default_factory=DataConfig, description="From what rows the model learns.")
     model: ModelSection = Field(default_factory=ModernBertConfig, description="What learns.")
     objective: ObjectiveSection = Field(default_factory=MaskedLMConfig, description="What is learned.")
     optim: OptimSection = Field(default_factory=AdamWConfig, description="How weights are updated.")
-    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How long, in which portions.")
-    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, description="On which machine; changes no result.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="How long, in which portions."
+    )
+    runtime: RuntimeConfig = Field(
+        default_factory=RuntimeConfig, description="On which machine; changes no result."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -28,7 +28,30 @@ STEPS = 12
 
 def write_corpus(folder: Path, *, num_documents: int = 40) -> Path:
     """A corpus of a few hundred words in both languages, the same every time."""
-    words = "the a cat dog house tree river sings runs sleeps under over and but red blue green old new time day night".split()
+    words = [
+        "the",
+        "a",
+        "cat",
+        "dog",
+        "house",
+        "tree",
+        "river",
+        "sings",
+        "runs",
+        "sleeps",
+        "under",
+        "over",
+        "and",
+        "but",
+        "red",
+        "blue",
+        "green",
+        "old",
+        "new",
+        "time",
+        "day",
+        "night",
+    ]
     han = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
     chooser = random.Random(7)
     documents = []
@@ -51,7 +74,13 @@ def values(corpus: Path, run: Path, **sections):
         "tokenizer": {"vocab_size": 300, "num_reserved": 4},
         "data": {"row_length": 16},
         "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "hidden_dropout": 0.1},
-        "training": {"budget_steps": STEPS, "batch_tokens": 96, "micro_batch_rows": 3, "validation_steps": 4, "validation_rows": 8},
+        "training": {
+            "budget_steps": STEPS,
+            "batch_tokens": 96,
+            "micro_batch_rows": 3,
+            "validation_steps": 4,
+            "validation_rows": 8,
+        },
         "runtime": {"threads": 2},
     }
     for section, changes in sections.items():
@@ -138,7 +167,9 @@ def test_another_seed_is_another_run(corpus, reference, tmp_path):
 def test_a_finished_run_is_skipped(corpus, reference, capsys):
     before = {p: p.stat().st_mtime_ns for p in reference[0].rglob("*") if p.is_file() and p.name != ".lock"}
     assert train(values(corpus, reference[0])) == json.loads((reference[0] / "summary.json").read_text())
-    assert before == {p: p.stat().st_mtime_ns for p in reference[0].rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == {
+        p: p.stat().st_mtime_ns for p in reference[0].rglob("*") if p.is_file() and p.name != ".lock"
+    }
 
 
 def test_summary_holds_what_is_promised(reference):
@@ -165,7 +196,9 @@ def test_another_tokenizer_for_a_checkpoint_is_refused(corpus, tmp_path, monkeyp
         train(data, stop_after=2, monkeypatch=monkeypatch)
     data["tokenizer"] = {"vocab_size": 100, "num_reserved": 4}
     recipe = validate(Recipe, data, place="test")
-    prepared = prepare(recipe, Console(as_json=True), replace=True)  # the user replaces the stages, not the run
+    prepared = prepare(
+        recipe, Console(as_json=True), replace=True
+    )  # the user replaces the stages, not the run
     with pytest.raises(IncompatibleError) as refused:
         pretraining.pretrain(recipe, prepared, Console(as_json=True))
     assert refused.value.exit_code == 9
@@ -190,7 +223,9 @@ def test_all_checkpoints_damaged_is_an_error(corpus, tmp_path, monkeypatch):
     data = values(corpus, tmp_path / "run")
     with pytest.raises(pretraining.Interrupted):
         train(data, stop_after=3, monkeypatch=monkeypatch)
-    (tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(b"")
+    (tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(
+        b""
+    )
     with pytest.raises(IntegrityError, match="every checkpoint"):
         train(data)
 
@@ -229,7 +264,16 @@ def test_two_budgets_are_refused():
 
 
 def test_three_non_finite_gradients_stop_the_run(corpus, tmp_path):
-    data = values(corpus, tmp_path / "run", optim={"name": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "schedule": {"min_warmup_steps": 0}})
+    data = values(
+        corpus,
+        tmp_path / "run",
+        optim={
+            "name": "sgd",
+            "learning_rate": 1e30,
+            "max_grad_norm": 0.0,
+            "schedule": {"min_warmup_steps": 0},
+        },
+    )
     with pytest.raises(NumericError, match="3 steps in a row") as stopped:
         train(data)
     assert stopped.value.exit_code == 5
@@ -267,7 +311,9 @@ def wait_for(path: Path, text: str, process: subprocess.Popen, *, seconds: float
         if path.exists() and text in path.read_text():
             return
         time.sleep(0.02)
-    raise AssertionError(f"{path} never held {text!r}; exit {process.poll()}: {process.stderr.read().decode()[-2000:] if process.poll() is not None else ''}")
+    raise AssertionError(
+        f"{path} never held {text!r}; exit {process.poll()}: {process.stderr.read().decode()[-2000:] if process.poll() is not None else ''}"
+    )
 
 
 @pytest.mark.fault
@@ -320,13 +366,15 @@ def test_kill_at_30_random_moments_loses_nothing(corpus, tmp_path):
     subprocess.run(command(parts), check=True, capture_output=True)
     assert kills >= 5
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
-    leftovers = [p for p in (tmp_path / "parts").rglob("*.tmp")]
+    leftovers = list((tmp_path / "parts").rglob("*.tmp"))
     assert len(leftovers) <= kills
 
 
 def test_exit_codes_and_hints_through_the_command_line(corpus, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"run": str(tmp_path / "r"), "corpus": {"inputs": [str(corpus)]}, "trainig": {}}))
+    path.write_text(
+        yaml.safe_dump({"run": str(tmp_path / "r"), "corpus": {"inputs": [str(corpus)]}, "trainig": {}})
+    )
     assert main(["pretrain", str(path)]) == 2
     error = capsys.readouterr().err
     assert "unknown key trainig" in error

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from toys import ToySplit, toy_reader
 
 from seedbed.data.views import RowReader, WindowView, segments_of
 from seedbed.errors import DataError
+from toys import ToySplit, toy_reader
 
 
 @pytest.mark.parametrize("reorder", [None, 5])

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from toys import VOCABULARY, toy_model, toy_reader
 
 from seedbed.errors import IncompatibleError
 from seedbed.objectives.causal_lm import CausalLMConfig
+from toys import VOCABULARY, toy_model, toy_reader
 
 
 def build(row_length=16, is_segmented=False):
@@ -34,7 +34,12 @@ def test_a_target_is_never_visible():
     for place in (3, 15):
         ids = rows.ids.clone()
         ids[:, place] = 5 + (ids[:, place] - 4) % 59
-        changed, _ = objective.make_batch(rows.__class__(ids, *[getattr(rows, f) for f in ("marks", "lengths", "row_ids", "epochs", "is_full")]), draws)
+        changed, _ = objective.make_batch(
+            rows.__class__(
+                ids, *[getattr(rows, f) for f in ("marks", "lengths", "row_ids", "epochs", "is_full")]
+            ),
+            draws,
+        )
         after = model(changed).last
         assert torch.allclose(before[:, : place + 1], after[:, : place + 1], atol=1e-6)
         if place < 15:
@@ -45,14 +50,16 @@ def test_segmented_rows_give_each_document_the_same_loss_whatever_its_neighbour(
     model = toy_model("llama")
     objective = build(row_length=64, is_segmented=True)
     rows, draws = toy_reader(64).read(0, 6)
-    batch, targets = objective.make_batch(rows, draws)
+    batch, _targets = objective.make_batch(rows, draws)
     hidden = model(batch).last
     segments = batch.segment_ids
     row = next(r for r in range(6) if int(segments[r].max()) >= 2)
     ids = rows.ids.clone()
     first = segments[row] == 1
     ids[row][first & (ids[row] > 4)] = 9
-    changed, _ = objective.make_batch(rows.__class__(ids, rows.marks, rows.lengths, rows.row_ids, rows.epochs, rows.is_full), draws)
+    changed, _ = objective.make_batch(
+        rows.__class__(ids, rows.marks, rows.lengths, rows.row_ids, rows.epochs, rows.is_full), draws
+    )
     second = segments[row] >= 2
     assert torch.allclose(hidden[row][second], model(changed).last[row][second], atol=1e-6)
     assert not torch.allclose(hidden[row][first], model(changed).last[row][first], atol=1e-4)

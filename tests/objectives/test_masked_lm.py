@@ -3,14 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from toys import VOCABULARY, ToySplit, toy_model, toy_reader
 
+from seedbed.config import validate
 from seedbed.data.store import SPECIAL, WORD
 from seedbed.data.views import RowReader, WindowView
 from seedbed.errors import ConfigError, IncompatibleError
-from seedbed.config import validate
 from seedbed.models.llama import LlamaConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig, choose_targets
+from toys import VOCABULARY, ToySplit, toy_model, toy_reader
 
 
 def build(row_length=17, **config):
@@ -43,7 +43,7 @@ def test_putting_the_targets_back_gives_the_rows():
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 def test_the_number_of_targets_is_exact_and_separators_are_never_chosen(unit, rate):
     rows, draws = rows_of(40)
-    batch, targets = build(mask_rate=rate, unit=unit).make_batch(rows, draws)
+    _batch, targets = build(mask_rate=rate, unit=unit).make_batch(rows, draws)
     target = targets["masked_lm"]
     assert target.at.shape[0] == 40 * round(rate * 16)
     at = target.at.reshape(40, -1)
@@ -112,7 +112,9 @@ def test_shares_are_80_10_10_on_a_million_tokens():
 
 def test_random_replacements_are_ordinary_and_even():
     rows, draws = rows_of(2000, length=64)
-    batch, targets = build(row_length=65, mask_rate=0.9, mask_share=0.0, random_share=1.0).make_batch(rows, draws)
+    batch, targets = build(row_length=65, mask_rate=0.9, mask_share=0.0, random_share=1.0).make_batch(
+        rows, draws
+    )
     target = targets["masked_lm"]
     real = slice(None) if target.weights is None else target.weights > 0
     seen = batch.input_ids.reshape(-1)[target.at][real]
@@ -147,7 +149,11 @@ def test_the_rate_falls_over_the_run():
 
 def test_evaluation_uses_the_standard_corruption():
     objective = build(mask_rate=0.4, mask_share=1.0, random_share=0.0, unit="word").for_evaluation()
-    assert (objective.config.mask_rate, objective.config.mask_share, objective.config.unit) == (0.15, 0.8, "token")
+    assert (objective.config.mask_rate, objective.config.mask_share, objective.config.unit) == (
+        0.15,
+        0.8,
+        "token",
+    )
 
 
 def test_segments_when_attention_stays_inside_documents():
@@ -161,7 +167,9 @@ def test_segments_when_attention_stays_inside_documents():
 
 def test_a_vocabulary_without_a_mask_is_refused():
     with pytest.raises(IncompatibleError, match="mask token"):
-        MaskedLMConfig().build(dataclasses.replace(VOCABULARY, mask_id=None), row_length=16, is_segmented=False)
+        MaskedLMConfig().build(
+            dataclasses.replace(VOCABULARY, mask_id=None), row_length=16, is_segmented=False
+        )
 
 
 def test_a_decoder_is_refused():

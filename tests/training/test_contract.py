@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import VOCABULARY, toy_model, toy_reader
 from torch import nn
 
 from seedbed.batch import Batch, Targets
@@ -23,6 +22,7 @@ from seedbed.objectives.base import Objective, Prediction, Term, features_at
 from seedbed.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from seedbed.optim import AdamWConfig
 from seedbed.training.step import Learner, MicroBatch, train_step
+from toys import VOCABULARY, toy_model, toy_reader
 
 LENGTH = 16
 
@@ -72,7 +72,12 @@ class WithGenerator(Toy):
     def modules(self, trunk, head):
         generator = toy_model("bert", seed=9, hidden_size=16, num_heads=1)
         torch.manual_seed(1)
-        return {"trunk": trunk, "generator": generator.trunk, "generator_head": generator.head, "detect": nn.Linear(32, 2)}
+        return {
+            "trunk": trunk,
+            "generator": generator.trunk,
+            "generator_head": generator.head,
+            "detect": nn.Linear(32, 2),
+        }
 
     def counts(self, targets):
         real = super().counts(targets)["masked_lm"]
@@ -143,7 +148,12 @@ class Permuted(Toy):
         return {"masked_lm": Prediction(features_at(hidden, target), modules["head"], target)}
 
 
-TOYS = {"two terms": WithFirstToken, "two modules": WithGenerator, "two passes": TwoPasses, "query stream": Permuted}
+TOYS = {
+    "two terms": WithFirstToken,
+    "two modules": WithGenerator,
+    "two passes": TwoPasses,
+    "query stream": Permuted,
+}
 
 
 def setup(kind, **model):
@@ -177,7 +187,9 @@ def test_micro_batches_give_the_same_gradients(name):
     for sizes in ([12], [1] * 12, [5, 7]):
         objective, learner, optimizer = setup(TOYS[name], hidden_dropout=0.1 if name == "two passes" else 0.0)
         key = torch.tensor(3, dtype=torch.int32) if name == "two passes" else None
-        result = step(objective, learner, optimizer, micros(objective, sizes), max_grad_norm=0.0, dropout_key=key)
+        result = step(
+            objective, learner, optimizer, micros(objective, sizes), max_grad_norm=0.0, dropout_key=key
+        )
         found.append((result.losses, gradients(learner)))
     for losses, grads in found[1:]:
         for key, value in found[0][0].items():
@@ -186,14 +198,21 @@ def test_micro_batches_give_the_same_gradients(name):
             if gradient is None:
                 assert grads[parameter] is None
                 continue
-            assert (gradient - grads[parameter]).abs().max() <= 3e-4 * gradient.abs().max().clamp(min=1e-4), parameter
+            assert (gradient - grads[parameter]).abs().max() <= 3e-4 * gradient.abs().max().clamp(min=1e-4), (
+                parameter
+            )
 
 
 @pytest.mark.parametrize("name", TOYS)
 def test_each_toy_learns_by_heart(name):
     objective, learner, optimizer = setup(TOYS[name])
     batches = micros(objective, [16])
-    losses = [sum(float(v) for v in step(objective, learner, optimizer, batches, learning_rate=1e-2).losses.values()) for _ in range(60)]
+    losses = [
+        sum(
+            float(v) for v in step(objective, learner, optimizer, batches, learning_rate=1e-2).losses.values()
+        )
+        for _ in range(60)
+    ]
     assert losses[-1] < 0.55 * losses[0]
 
 
@@ -208,7 +227,9 @@ def test_two_terms_are_divided_by_their_own_counts():
     total = 0.0
     for micro in batches:
         terms = objective2.losses(fresh.parts, micro.batch, micro.targets)
-        total = total + terms["masked_lm"].loss / result.counts[0, "masked_lm"] + 0.25 * terms["row"].loss / count
+        total = (
+            total + terms["masked_lm"].loss / result.counts[0, "masked_lm"] + 0.25 * terms["row"].loss / count
+        )
     total.backward()
     for (parameter, gradient), other in zip(gradients(learner).items(), fresh.parameters(), strict=True):
         assert torch.allclose(gradient, other.grad, atol=1e-6), parameter
@@ -268,20 +289,34 @@ class FastGradient:
 def test_a_perturbation_adds_the_gradients_of_its_passes(first_weight):
     objective, learner, optimizer = setup(Toy)
     batches = micros(objective, [5, 3])
-    result = step(objective, learner, optimizer, batches, max_grad_norm=0.0, perturbation=FastGradient(first_weight), hidden_size=32)
+    result = step(
+        objective,
+        learner,
+        optimizer,
+        batches,
+        max_grad_norm=0.0,
+        perturbation=FastGradient(first_weight),
+        hidden_size=32,
+    )
     count = result.counts[0, "masked_lm"]
 
     _, fresh, _ = setup(Toy)
     for micro in batches:
         delta = torch.zeros(*micro.batch.input_ids.shape, 32, requires_grad=True)
-        clean = objective.losses(fresh.parts, micro.batch, micro.targets, embedding_delta=delta)["masked_lm"].loss / count
+        clean = (
+            objective.losses(fresh.parts, micro.batch, micro.targets, embedding_delta=delta)["masked_lm"].loss
+            / count
+        )
         if first_weight:
             clean.backward()
             gradient = delta.grad
         else:
             (gradient,) = torch.autograd.grad(clean, delta)
         moved = 0.5 * gradient / gradient.norm()
-        (objective.losses(fresh.parts, micro.batch, micro.targets, embedding_delta=moved)["masked_lm"].loss / count).backward()
+        (
+            objective.losses(fresh.parts, micro.batch, micro.targets, embedding_delta=moved)["masked_lm"].loss
+            / count
+        ).backward()
     for (parameter, gradient), other in zip(gradients(learner).items(), fresh.parameters(), strict=True):
         assert torch.allclose(gradient, other.grad, atol=2e-6), parameter
 
@@ -294,12 +329,24 @@ def test_a_query_never_sees_the_token_it_predicts():
     ids = micro.batch.input_ids.clone()
     last = at[:, -1:]  # the very last in the order: no query may see it
     ids.scatter_(1, last, 5 + (ids.gather(1, last) - 4) % 59)
-    changed = Batch(ids, row_ids=micro.batch.row_ids, attention="order", attend_order=micro.batch.attend_order, query_at=at)
+    changed = Batch(
+        ids,
+        row_ids=micro.batch.row_ids,
+        attention="order",
+        attend_order=micro.batch.attend_order,
+        query_at=at,
+    )
     assert torch.allclose(before, learner.parts["trunk"](changed).query, atol=1e-6)
     ids = micro.batch.input_ids.clone()
     third = at[:, 2:3]
     ids.scatter_(1, third, 5 + (ids.gather(1, third) - 4) % 59)
-    changed = Batch(ids, row_ids=micro.batch.row_ids, attention="order", attend_order=micro.batch.attend_order, query_at=at)
+    changed = Batch(
+        ids,
+        row_ids=micro.batch.row_ids,
+        attention="order",
+        attend_order=micro.batch.attend_order,
+        query_at=at,
+    )
     after = learner.parts["trunk"](changed).query
     assert torch.allclose(before[:, :3], after[:, :3], atol=1e-6)
     assert not torch.allclose(before[:, 3], after[:, 3], atol=1e-5)
@@ -312,13 +359,20 @@ def test_a_mixture_multiplies_terms_by_the_share_of_rows():
     learner = Learner([one, two], two.modules(model.trunk, model.head))
     optimizer = AdamWConfig().build(learner.parts.named_parameters())
     a, b = micros(one, [6])[0], micros(two, [2], start=6)[0]
-    batches = [MicroBatch(a.batch, a.targets, entry=0, share=0.75), MicroBatch(b.batch, b.targets, entry=1, share=0.25)]
-    result = train_step(learner, optimizer, batches, objectives=[one, two], progress=1.0, learning_rate=0.0, max_grad_norm=0.0)
+    batches = [
+        MicroBatch(a.batch, a.targets, entry=0, share=0.75),
+        MicroBatch(b.batch, b.targets, entry=1, share=0.25),
+    ]
+    result = train_step(
+        learner, optimizer, batches, objectives=[one, two], progress=1.0, learning_rate=0.0, max_grad_norm=0.0
+    )
     model2 = toy_model("bert")
     fresh = Learner([one, two], two.modules(model2.trunk, model2.head))
     la = one.losses(fresh.parts, a.batch, a.targets)["masked_lm"].loss / result.counts[0, "masked_lm"]
     lb = two.losses(fresh.parts, b.batch, b.targets)
-    total = 0.75 * la + 0.25 * (lb["masked_lm"].loss / result.counts[1, "masked_lm"] + 0.5 * lb["row"].loss / result.counts[1, "row"])
+    total = 0.75 * la + 0.25 * (
+        lb["masked_lm"].loss / result.counts[1, "masked_lm"] + 0.5 * lb["row"].loss / result.counts[1, "row"]
+    )
     total.backward()
     for (parameter, gradient), other in zip(gradients(learner).items(), fresh.parameters(), strict=True):
         assert torch.allclose(gradient, other.grad, atol=1e-6), parameter
@@ -351,9 +405,18 @@ def test_two_workers_sum_their_gradients(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(paths=paths))
     out = tmp_path / "weights"
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000), "WORLD_SIZE": "2"}
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getpid() % 2000),
+        "WORLD_SIZE": "2",
+    }
     workers = [
-        subprocess.Popen([sys.executable, str(script), str(out)], env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, str(script), str(out)],
+            env={**environment, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
         for rank in (0, 1)
     ]
     for worker in workers:

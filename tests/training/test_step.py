@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from toys import VOCABULARY, clone_weights, toy_model, toy_reader
 
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.optim import AdamWConfig, SGDConfig
 from seedbed.training.step import Learner, MicroBatch, train_step
+from toys import VOCABULARY, clone_weights, toy_model, toy_reader
 
 LENGTH = 16
 
@@ -46,7 +46,13 @@ def test_one_batch_of_32_equals_32_of_one(name, dropout):
     for sizes in ([32], [1] * 32, [20, 12]):
         objective, learner, optimizer = setup(name, hidden_dropout=dropout)
         micros = micro_batches(objective, sizes, start=10)
-        result = step(objective, learner, optimizer, micros, dropout_key=torch.tensor(5, dtype=torch.int32) if dropout else None)
+        result = step(
+            objective,
+            learner,
+            optimizer,
+            micros,
+            dropout_key=torch.tensor(5, dtype=torch.int32) if dropout else None,
+        )
         gradients.append((result, {n: p.grad.clone() for n, p in learner.parts.named_parameters()}))
     (first, whole), *others = gradients
     for result, split in others:
@@ -103,7 +109,13 @@ def test_it_learns_32_rows_by_heart(name):
     objective, learner, optimizer = setup(name, optim=AdamWConfig(weight_decay=0.0))
     micros = micro_batches(objective, [32])
     losses = [
-        float(sum(step(objective, learner, optimizer, micros, learning_rate=1e-2, max_grad_norm=1.0).losses.values()))
+        float(
+            sum(
+                step(
+                    objective, learner, optimizer, micros, learning_rate=1e-2, max_grad_norm=1.0
+                ).losses.values()
+            )
+        )
         for _ in range(150)
     ]
     assert losses[0] > 3.8
@@ -122,13 +134,31 @@ def test_the_first_losses_are_frozen():
 
 
 GOLDEN = [
-    4.3898, 4.3771, 4.2901, 4.3413, 4.0815, 4.3079, 4.2654, 4.2222, 4.1261, 4.1204,
-    4.3085, 4.1451, 4.1632, 4.1057, 4.1497, 3.8729, 4.2425, 3.9930, 4.2232, 4.0568,
+    4.3898,
+    4.3771,
+    4.2901,
+    4.3413,
+    4.0815,
+    4.3079,
+    4.2654,
+    4.2222,
+    4.1261,
+    4.1204,
+    4.3085,
+    4.1451,
+    4.1632,
+    4.1057,
+    4.1497,
+    3.8729,
+    4.2425,
+    3.9930,
+    4.2232,
+    4.0568,
 ]
 
 
 def test_tied_weights_are_updated_once():
-    objective, learner, optimizer = setup()
+    _objective, learner, optimizer = setup()
     names = [n for g in optimizer.param_groups for n in g["names"]]
     assert len(names) == len(set(names)) == len(list(learner.parts.parameters()))
     assert learner.parts["head"].weight is learner.parts["trunk"].embedding.token.weight

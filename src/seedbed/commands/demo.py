@@ -22,8 +22,12 @@ MAX_MINUTES = 6.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override any key of the recipe")
-    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="which bundled corpus (default en)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override any key of the recipe"
+    )
+    parser.add_argument(
+        "--lang", choices=("en", "zh"), default="en", help="which bundled corpus (default en)"
+    )
     parser.add_argument("--run", metavar="FOLDER", help="run folder (default runs/demo-en or runs/demo-zh)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--replace", action="store_true", help="start over")
@@ -41,18 +45,29 @@ def run(options: argparse.Namespace) -> int:
 
     folder = options.run or f"runs/demo-{options.lang}"
     given = {word.partition("=")[0] for word in options.overrides}
-    budget = [] if given & {"training.budget_minutes", "training.budget_steps", "training.budget_tokens"} else [
-        f"training.budget_tokens={TOKENS}",
-        f"training.max_minutes={MAX_MINUTES}",
+    budget = (
+        []
+        if given & {"training.budget_minutes", "training.budget_steps", "training.budget_tokens"}
+        else [
+            f"training.budget_tokens={TOKENS}",
+            f"training.max_minutes={MAX_MINUTES}",
+        ]
+    )
+    overrides = [
+        f"run={folder}",
+        f'corpus.inputs=["{bundled_corpus(options.lang)}"]',
+        *budget,
+        *options.overrides,
     ]
-    overrides = [f"run={folder}", f'corpus.inputs=["{bundled_corpus(options.lang)}"]', *budget, *options.overrides]
     recipe, console = load_config(Recipe, None, overrides), Console(as_json=options.json)
     with owned(recipe.run_folder()):
         prepared = prepare(recipe, console, replace=options.replace)
         try:
             summary = pretrain(recipe, prepared, console, replace=options.replace)
         except Interrupted as stop:
-            console.note(f"stopped after step {stop.window:,}; everything is saved. The same command goes on.")
+            console.note(
+                f"stopped after step {stop.window:,}; everything is saved. The same command goes on."
+            )
             return 128 + signal.Signals(stop.signal_number)
         report = write_report(recipe.run_folder())
 

@@ -24,13 +24,47 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a run folder, its model folder, or a Hugging Face folder")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="files, folders or globs to score instead of the validation split")
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="field of .jsonl, .csv and .parquet files (default text)")
-    parser.add_argument("--documents", choices=("blank_line", "file", "line"), default="blank_line", help="what separates documents in .txt files")
-    parser.add_argument("--row-length", type=int, metavar="T", help="tokens of a row (default: as trained, else 128)")
-    parser.add_argument("--max-mib", type=float, default=4.0, metavar="M", help="text to score at most, chosen by hash; 0: all (default 4)")
-    parser.add_argument("--pll-tokens", type=int, default=2000, metavar="N", help="tokens of the pseudo-log-likelihood's sample; 0: none (default 2000)")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="number type of the matrix products")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="files, folders or globs to score instead of the validation split",
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="field of .jsonl, .csv and .parquet files (default text)",
+    )
+    parser.add_argument(
+        "--documents",
+        choices=("blank_line", "file", "line"),
+        default="blank_line",
+        help="what separates documents in .txt files",
+    )
+    parser.add_argument(
+        "--row-length", type=int, metavar="T", help="tokens of a row (default: as trained, else 128)"
+    )
+    parser.add_argument(
+        "--max-mib",
+        type=float,
+        default=4.0,
+        metavar="M",
+        help="text to score at most, chosen by hash; 0: all (default 4)",
+    )
+    parser.add_argument(
+        "--pll-tokens",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="tokens of the pseudo-log-likelihood's sample; 0: none (default 2000)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number type of the matrix products",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -59,7 +93,9 @@ def run(options: argparse.Namespace) -> int:
     run_folder = _run_folder(options.model)
     settings = {"row_length": 128, "is_segmented": False}
     if run_folder is not None:
-        resolved = json.loads((run_folder / "pretrain" / "resolved.json").read_text(encoding="utf-8"))["resolved"]
+        resolved = json.loads((run_folder / "pretrain" / "resolved.json").read_text(encoding="utf-8"))[
+            "resolved"
+        ]
         settings = {key: resolved["data"][key] for key in settings}
     row_length = options.row_length or min(int(settings["row_length"]), model.model.config.max_length)
     vocabulary = Vocabulary.of(model.tokenizer)
@@ -69,7 +105,11 @@ def run(options: argparse.Namespace) -> int:
     modules = _modules(model)
 
     train = None
-    result: dict[str, Any] = {"model": str(model.path), "precision": str(dtype).removeprefix("torch."), "row_length": row_length}
+    result: dict[str, Any] = {
+        "model": str(model.path),
+        "precision": str(dtype).removeprefix("torch."),
+        "row_length": row_length,
+    }
     rejects: list[Reject] = []
     if run_folder is not None:
         store = TokenStore.open(run_folder / "tokens")
@@ -88,7 +128,10 @@ def run(options: argparse.Namespace) -> int:
         }
         documents = iter_documents(open_verified(run_folder / "corpus", stage="corpus"), "validation")
     else:
-        raise ConfigError(f"{options.model} is no run folder, so it has no validation split of its own.", hint="name files with --text")
+        raise ConfigError(
+            f"{options.model} is no run folder, so it has no validation split of its own.",
+            hint="name files with --text",
+        )
     with console.bars():
         result |= evaluate_texts(
             objective,
@@ -114,7 +157,8 @@ def _modules(model: LoadedModel) -> dict[str, Any]:
 
     if model.model.head is None:
         raise IncompatibleError(
-            f"{model.path} has no language-model head; there is no loss to compute.", hint="load a folder that was saved with its head"
+            f"{model.path} has no language-model head; there is no loss to compute.",
+            hint="load a folder that was saved with its head",
         )
     return {"trunk": model.model.trunk, "head": model.model.head}
 
@@ -132,10 +176,18 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     if "stored_targets" in result:
         stored = result["stored_targets"]
         console.heading(f"stored validation targets ({stored['rows']} of {stored['rows_of_split']} rows)")
-        console.table(_rows(stored["scores"], stored["baselines"]), header=["", "this model", "uniform", "unigram", "bigram"])
+        console.table(
+            _rows(stored["scores"], stored["baselines"]),
+            header=["", "this model", "uniform", "unigram", "bigram"],
+        )
     text = result["text"]
-    console.heading(f"text: {text['documents']:,} of {text['of_documents']:,} documents, {quantity(text['bytes'], 'bytes')}")
-    console.table(_rows(result["scores"], result["baselines"]), header=["", "this model", "uniform", "unigram", "bigram"])
+    console.heading(
+        f"text: {text['documents']:,} of {text['of_documents']:,} documents, {quantity(text['bytes'], 'bytes')}"
+    )
+    console.table(
+        _rows(result["scores"], result["baselines"]),
+        header=["", "this model", "uniform", "unigram", "bigram"],
+    )
     sample = result.get("pseudo_log_likelihood")
     if sample:
         console.note(

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a run folder, its model folder, or a Hugging Face folder")
     parser.add_argument("text", nargs="+", help="texts with one or more masks")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="proposals for each mask (default 5)")
+    parser.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="proposals for each mask (default 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,11 +15,29 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a run folder, its model folder, or a Hugging Face folder")
-    parser.add_argument("prompt", nargs="*", default=[""], help="beginnings to continue; none starts a document")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="tokens to add at most (default 64)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0: always the most probable (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K most probable; 0: all (default)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="draw from the most probable share P (default 0.95)")
+    parser.add_argument(
+        "prompt", nargs="*", default=[""], help="beginnings to continue; none starts a document"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to add at most (default 64)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="0: always the most probable (default 0.8)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K most probable; 0: all (default)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="draw from the most probable share P (default 0.95)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -28,6 +28,7 @@ from seedbed.artifact import Artifact, current_stage, digest_of, open_verified, 
 from seedbed.commands.console import Console, duration, quantity
 from seedbed.commands.samples import take_samples
 from seedbed.commands.stages import Prepared
+from seedbed.config import commented_yaml, validate
 from seedbed.data.views import RowReader, WindowView
 from seedbed.errors import IncompatibleError, disk_errors
 from seedbed.evaluation.fixed_targets import build_validation
@@ -61,7 +62,7 @@ FREE_KEYS = ("checkpoint_minutes", "checkpoint_steps", "keep_weights", "tensorbo
 _logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal stopped the run after a finished step; everything is saved."""
 
     def __init__(self, signal_number: int, window: int) -> None:
@@ -122,7 +123,7 @@ def pretrain(
     def evaluate() -> dict[str, float]:
         return score(
             setting.objective,
-            setting.state.learner.parts,
+            setting.state.learner.modules_by_name(),
             validation,
             device=setting.device,
             compute_dtype=setting.compute_dtype,
@@ -137,6 +138,7 @@ def pretrain(
             write_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(recipe.runtime))
             write_json(folder / "resolved.json", {"requested": requested, "resolved": resolved})
+            (prepared.run / "recipe.yaml").write_text(_resolved_recipe(recipe, resolved), encoding="utf-8")
     else:
         plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     _describe(console, setting, recipe, plan, baselines)
@@ -232,9 +234,12 @@ def pretrain(
         "machine": describe_machine(recipe.runtime),
     }
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
-        kind = "decoder" if setting.model.config.is_causal else "encoder"
         write_huggingface(setting.model, draft.path)
-        prepared.tokenizer.save(draft.path, kind=kind)
+        prepared.tokenizer.save(
+            draft.path,
+            kind="decoder" if setting.model.config.is_causal else "encoder",
+            max_length=setting.model.config.max_length,
+        )
         draft.counts = {
             "parameters": summary["parameters"],
             "steps": summary["steps"],
@@ -346,6 +351,17 @@ def _resolve(requested: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "micro_batch_rows": plan.micro_batch_rows,
     }
     return {**requested, "training": training}
+
+
+def _resolved_recipe(recipe: Recipe, resolved: Mapping[str, Any]) -> str:
+    """Return the whole recipe with everything decided, commented; running it anywhere repeats the run bit for bit."""
+    data = recipe.model_dump(mode="json")
+    training = {**data["training"], **resolved["training"]}
+    whole = validate(Recipe, {**data, **resolved, "training": training}, place="the resolved recipe")
+    return (
+        "# The recipe of this run with every choice made. Running it in another folder repeats the run.\n"
+        + commented_yaml(whole)
+    )
 
 
 def _resume_request(folder: Path, requested: dict[str, Any]) -> dict[str, Any] | None:

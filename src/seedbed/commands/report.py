@@ -1,5 +1,87 @@
-"""Write a run's report."""
+"""Write a run's report.html: curves beside the corpus's own floors, samples, what went in. Self-contained, works offline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from seedbed.commands.console import Console
+
+EXAMPLES = "example:\n  seedbed report runs/demo-en"
 
 
-def write_report(run):
-    return run / "report.html"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("run", type=Path, help="the run folder; it may be unfinished")
+    parser.add_argument("--json", action="store_true", help="print the path as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the report of a run."""
+    path = write_report(options.run)
+    Console(as_json=options.json).result({"report": str(path)}, text=f"report: {path}")
+    return 0
+
+
+def write_report(run: Path) -> Path:
+    """Gather what the run folder holds and write `report.html` into it; parts that are not there yet are left out.
+
+    Raises:
+        DataError: the folder is no run.
+    """
+    import json
+    import os
+
+    from seedbed.artifact import open_verified
+    from seedbed.errors import DataError, disk_errors
+    from seedbed.evaluation.report import RunReport, Sample, build_report
+
+    if not (run / "corpus").exists():
+        raise DataError(
+            f"{run} is no run folder: it has no corpus.", hint="give the folder named by `run` in the recipe"
+        )
+
+    def read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def lines(path: Path) -> list[dict[str, Any]]:
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.exists()
+            else []
+        )
+
+    corpus = open_verified(run / "corpus", stage="corpus").counts
+    resolved = read(run / "pretrain" / "resolved.json").get("resolved", {})
+    samples = read(run / "pretrain" / "samples.json")
+    recipe = run / "recipe.yaml"
+    model = {key: value for key, value in resolved.get("model", {}).items() if value is not None}
+    report = RunReport(
+        name=run.name,
+        language="zh" if corpus.get("han_fraction", 0.0) > 0.3 else "en",
+        summary=read(run / "summary.json"),
+        corpus=corpus,
+        tokenizer=read(run / "tokenizer" / "report.json"),
+        model=model,
+        metrics=lines(run / "pretrain" / "metrics.jsonl"),
+        timing=lines(run / "pretrain" / "timing.jsonl"),
+        samples=[
+            Sample(before["text"], _said(before), _said(after), before["answer"])
+            for before, after in zip(samples.get("before", []), samples.get("after", []), strict=False)
+        ],
+        commands=[f"seedbed run {recipe}"] if recipe.exists() else [],
+    )
+    path = run / "report.html"
+    with disk_errors(path, doing="writing"):
+        temporary = path.with_suffix(".html.tmp")
+        temporary.write_text(build_report(report), encoding="utf-8")
+        os.replace(temporary, path)
+    return path
+
+
+def _said(sample: dict[str, Any]) -> Any:
+    """Return what the model said: guesses for a mask, or the text it went on with."""
+    if "continuation" in sample:
+        return sample["continuation"]
+    return [(candidate["token"], candidate["probability"]) for candidate in sample["candidates"]]

@@ -69,7 +69,9 @@ def _sentences(split: SplitTokens) -> list[tuple[np.ndarray[Any, Any], np.ndarra
     sizes = np.diff(starts)
     good = np.flatnonzero((sizes >= _MIN_TOKENS) & (sizes <= _MAX_TOKENS))
     wanted = 4 * _NUM_SAMPLES
-    chosen = good[np.linspace(0, len(good) - 1, min(wanted, len(good))).astype(np.int64)] if len(good) else good
+    chosen = (
+        good[np.linspace(0, len(good) - 1, min(wanted, len(good))).astype(np.int64)] if len(good) else good
+    )
     return [(ids[starts[i] : starts[i + 1]], marks[starts[i] : starts[i + 1]]) for i in chosen]
 
 

@@ -58,7 +58,7 @@ def tokenizer_stage(recipe: Recipe, corpus: Artifact, console: Console, *, repla
     """Learn or load the tokenizer."""
     console.heading("tokenizer")
     with console.bars():
-        artifact = build_tokenizer(
+        return build_tokenizer(
             recipe.tokenizer,
             lambda split: (document.text for document in iter_documents(corpus, split)),
             corpus_digest=corpus.digest,
@@ -66,7 +66,6 @@ def tokenizer_stage(recipe: Recipe, corpus: Artifact, console: Console, *, repla
             replace=replace,
             progress=console.progress,
         )
-    return artifact
 
 
 def tokens_stage(
@@ -75,10 +74,9 @@ def tokens_stage(
     """Write the token store."""
     console.heading("tokens")
     with console.bars():
-        artifact = build_store(
+        return build_store(
             recipe.tokens, corpus, tokenizer, recipe.run_folder(), replace=replace, progress=console.progress
         )
-    return artifact
 
 
 def prepare(recipe: Recipe, console: Console, *, strict: bool = False, replace: bool = False) -> Prepared:

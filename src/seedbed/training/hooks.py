@@ -231,7 +231,7 @@ class TensorBoardHook(Hook):
             raise DependencyError(
                 "tensorboard", extra="track", needed_for="training.tensorboard=true"
             ) from error
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder))
 
     def on_step(self, record: StepRecord, seconds: float) -> None:
         """Write one point a step."""
@@ -240,16 +240,16 @@ class TensorBoardHook(Hook):
             ("train/learning_rate", record.learning_rate),
             ("train/gradient_norm", record.gradient_norm),
         ):
-            self.writer.add_scalar(name, value, record.window)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, record.window)
 
     def validation(self, window: int, scores: Mapping[str, float]) -> None:
         """Write one validation."""
         for name, value in scores.items():
-            self.writer.add_scalar(f"validation/{name}", value, window)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(f"validation/{name}", value, window)
 
     def close(self) -> None:
         """Close the writer."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 def _plain(value: Any) -> Any:

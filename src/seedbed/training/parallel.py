@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["no_sync", "num_workers", "sum_over_workers", "worker", "wrap"]
@@ -51,13 +52,15 @@ def sum_over_workers(values: Mapping[Any, float]) -> dict[Any, float]:
     return dict(zip(values, total.tolist(), strict=True))
 
 
-def _sum_hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum_hook(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Replace DDP's averaging by a plain sum."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
 
     def first(future: torch.futures.Future[Any]) -> torch.Tensor:
         value = future.value()
-        return value[0] if isinstance(value, list) else value  # type: ignore[no-any-return]
+        summed: torch.Tensor = value[0] if isinstance(value, list) else value
+        return summed
 
-    return work.get_future().then(first)
+    done: torch.futures.Future[torch.Tensor] = work.get_future().then(first)
+    return done

@@ -67,6 +67,10 @@ class Learner(nn.Module):
         self.objectives = list(objectives)
         self.parts = nn.ModuleDict(modules)
 
+    def modules_by_name(self) -> dict[str, nn.Module]:
+        """Return what trains, by the names the objective gave."""
+        return dict(self.parts.items())
+
     def forward(
         self,
         micro: MicroBatch,
@@ -77,9 +81,15 @@ class Learner(nn.Module):
         """Return the scaled loss and the unscaled sum of each term that has a scale."""
         # A term without targets anywhere is left out; one that has a count but no targets of its own is derived.
         objective = self.objectives[micro.entry]
-        targets = {t: target for t, target in micro.targets.items() if t in scales or t not in objective.terms}
+        targets = {
+            t: target for t, target in micro.targets.items() if t in scales or t not in objective.terms
+        }
         terms = objective.losses(
-            self.parts, micro.batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
+            self.modules_by_name(),
+            micro.batch,
+            targets,
+            dropout_key=dropout_key,
+            embedding_delta=embedding_delta,
         )
         terms = {name: term for name, term in terms.items() if name in scales}
         total = torch.stack([scales[name] * term.loss for name, term in terms.items()]).sum()
