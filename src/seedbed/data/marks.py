@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from seedbed.tokenizer.chinese import HAN, HAN_RUN, han_boundaries
+from seedbed.tokenizer.chinese import HAN, han_boundaries
 from seedbed.tokenizer.tokenizer import Spans
 
 __all__ = ["DOCUMENT", "LINE", "SENTENCE", "SPECIAL", "WORD", "mark_tokens", "sentence_starts"]
@@ -105,7 +105,7 @@ def _western_end(text: str, at: int, end: str, begin: int, following: int) -> bo
         return not text[following].isdigit()
     if folded in _MAY_END:
         return True
-    is_initial = len(word) == 1 and word.isupper() and word != "I" and not HAN_RUN.match(word)
+    is_initial = len(word) == 1 and word.isupper() and word != "I"
     return not (is_initial or folded in _NEVER_ENDS or _DOTTED.fullmatch(word))
 
 
@@ -131,19 +131,15 @@ def mark_tokens(
     bases = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
     base = np.repeat(bases, spans.counts)
     starts = spans.starts + base
-    # A token of no width (a prefix mark alone) reaches over the next character, within its piece.
-    ends = np.minimum(np.maximum(spans.ends + base, starts + 1), np.repeat(bases + lengths, spans.counts))
-    ends = np.maximum.accumulate(ends)
+    ends = spans.ends + base  # never falling: the tokenizer aligns characters in order
 
     begins = np.ones(len(marks), bool)
-    begins[1:] = (
-        (spans.pretokens[1:] != spans.pretokens[:-1]) | (base[1:] != base[:-1]) | (spans.pretokens[1:] < 0)
-    )
+    begins[1:] = (spans.pretokens[1:] != spans.pretokens[:-1]) | (base[1:] != base[:-1])
     if segment_chinese:
         text = "\n".join(texts)
         boundaries = han_boundaries(text)
         if len(boundaries):
-            codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
             is_inside = _IS_HAN[codes[np.minimum(starts, len(codes) - 1)]]
             is_inside[0] = False
             is_inside[1:] &= base[1:] == base[:-1]

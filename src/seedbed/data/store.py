@@ -99,10 +99,11 @@ def build_store(
     with publish_stage(run, STAGE, version=VERSION, config=plain, inputs=inputs) as draft:
         splits: dict[str, dict[str, int]] = {}
         for split in SPLITS:
+            total = corpus.counts.get("splits", {}).get(split, {}).get("bytes")
             with _SplitWriter(draft.path, split, tokenizer, config) as writer:
                 for document in iter_documents(corpus, split):
                     writer.add(document)
-                    progress(f"tokens, {split}", done=writer.counts["bytes"], total=None, unit="bytes")
+                    progress(f"tokens, {split}", done=writer.counts["bytes"], total=total, unit="bytes")
             splits[split] = writer.counts
         dtype = _ids_dtype(tokenizer)
         write_json(

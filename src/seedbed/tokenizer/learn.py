@@ -200,7 +200,7 @@ def alphabet(
     raw = np.zeros(0x110000, np.int64)
     for start in range(0, len(lines), 4096):
         block = "".join(lines[start : start + 4096]).encode("utf-32-le", "surrogatepass")
-        counted = np.bincount(np.frombuffer(block, np.uint32))
+        counted = np.bincount(np.frombuffer(block, "<u4"))
         raw[: len(counted)] += counted
     fold = normalizers.BertNormalizer(lowercase=lowercase) if lowercase else normalizers.NFC()
     counts: dict[str, int] = {}
