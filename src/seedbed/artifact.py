@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -148,6 +149,8 @@ def publish(
         config: the resolved config of the stage, as plain JSON values.
         inputs: content digests of what it was made from, by name.
 
+    Half-written folders that killed writers left beside `target` are removed first.
+
     Raises:
         DiskError: the disk is full or the folder cannot be written. The half-written folder is removed.
         IncompatibleError: `target` exists.
@@ -157,7 +160,8 @@ def publish(
             f"{target} exists already; artifacts are never overwritten.",
             hint="choose another name or remove it",
         )
-    temporary = target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    _sweep(target.parent)
+    temporary = _temporary(target)
     with disk_errors(target, doing="writing"):
         try:
             temporary.mkdir(parents=True)
@@ -216,10 +220,13 @@ def open_verified(path: Path | str, *, stage: str | None = None, version: int | 
             hint=f"run the stage that makes it{f' (seedbed {stage} RECIPE)' if stage else ''}",
         )
     try:
-        manifest = json.loads(manifest_path.read_bytes())
+        written = manifest_path.read_bytes()
+        manifest = json.loads(written)
+        # The bytes too, since 1e-08 and 1E-08 are the same value and not the same file.
+        is_as_written = _json_bytes(manifest) == written
         root = manifest.pop("root")
-        sound = digest_of(manifest) == root
-    except (ValueError, KeyError, AttributeError) as error:
+        sound = is_as_written and digest_of(manifest) == root
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
             f"{manifest_path} is damaged: {error}.", hint="restore it from a copy, or rerun the stage"
         ) from error
@@ -279,7 +286,7 @@ def current_stage(
         return None
     try:
         artifact = open_verified(pointer, stage=stage)
-    except IntegrityError:
+    except (IntegrityError, IncompatibleError):
         if replace:
             return None
         raise
@@ -306,9 +313,13 @@ def publish_stage(
     key = stage_key(stage, version, config, inputs)
     folder = run / ".stages"
     pointer = run / stage
+    if pointer.exists() and not pointer.is_symlink():
+        raise DiskError(
+            f"{pointer} is a plain folder or file, not a stage of this run.",
+            hint="move it away or choose another run folder",
+        )
     with disk_errors(run, doing="writing"):
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
         target = folder / f"{stage}-{key[:12]}"
         if (
             target.exists()
@@ -316,28 +327,28 @@ def publish_stage(
             target = folder / f"{stage}-{key[:12]}-{uuid.uuid4().hex[:6]}"
         with publish(target, stage=stage, version=version, config=config, inputs=inputs) as draft:
             yield draft
-        if pointer.exists() and not pointer.is_symlink():
-            raise DiskError(
-                f"{pointer} is a plain folder or file, not a stage of this run.",
-                hint="move it away or choose another run folder",
-            )
-        replaced = (run / os.readlink(pointer)) if pointer.is_symlink() else None
-        temporary = run / f".{stage}.{os.getpid()}.pointer.tmp"
-        temporary.unlink(missing_ok=True)
+        temporary = _temporary(folder / stage)
         temporary.symlink_to(target.relative_to(run))
         os.replace(temporary, pointer)
         _flush(run)
-        if replaced is not None and replaced != target and replaced.parent == folder:
-            shutil.rmtree(replaced, ignore_errors=True)
+        # What was replaced, and what a writer killed before its pointer swung had finished.
+        for other in folder.glob(f"{stage}-*"):
+            if other != target and re.fullmatch(
+                rf"{re.escape(stage)}-[0-9a-f]{{12}}(-[0-9a-f]{{6}})?", other.name
+            ):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, sort_keys=False, allow_nan=False)
-        file.write("\n")
+    with path.open("wb") as file:
+        file.write(_json_bytes(value))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def _flush(path: Path) -> None:
@@ -348,11 +359,20 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(target: Path) -> Path:
+    """Return a name beside `target` that says who writes there."""
+    return target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
 def _sweep(folder: Path) -> None:
-    """Remove half-written folders whose writer is gone (killed); a living writer's are left alone."""
+    """Remove what writers that are gone (killed) left half written; a living writer's is left alone."""
     for leftover in folder.glob(".*.tmp"):
-        writer = leftover.name.removesuffix(".tmp").rsplit(".", 1)[-1].split("-")[0]
-        if writer.isdigit() and not _alive(int(writer)):
+        writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leftover.name)
+        if writer is None or _alive(int(writer[1])):
+            continue
+        if leftover.is_symlink():
+            leftover.unlink(missing_ok=True)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seedbed.errors import LockedError, disk_errors
+from seedbed.errors import DiskError, LockedError, disk_errors
 
 __all__ = ["owned"]
 
@@ -20,7 +20,7 @@ def owned(run: Path) -> Iterator[None]:
 
     Raises:
         LockedError: another process owns it; names its process id and host.
-        DiskError: the folder cannot be made or written.
+        DiskError: the folder cannot be made or written, or its file system has no locks.
     """
     with disk_errors(run, doing="opening"):
         run.mkdir(parents=True, exist_ok=True)
@@ -28,11 +28,16 @@ def owned(run: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:  # the two a held lock gives, by system
             owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise LockedError(
                 f"{run} is in use by {owner}.",
                 hint="wait for it to end, stop it, or choose another folder (run=...)",
+            ) from error
+        except OSError as error:
+            raise DiskError(
+                f"{run} lies on a file system without locks ({error.strerror}).",
+                hint="choose a folder on a local disk (run=...)",
             ) from error
         with disk_errors(run, doing="writing"):
             os.ftruncate(descriptor, 0)
