@@ -55,7 +55,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Pin torch to two threads, so that bits do not depend on what ran before."""
+    """Compute on one thread: toys gain nothing from two, and wait for each other where cores are shared."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)

@@ -81,7 +81,7 @@ def values(corpus: Path, run: Path, **sections):
             "validation_steps": 4,
             "validation_rows": 8,
         },
-        "runtime": {"threads": 2},
+        "runtime": {"threads": 1},
     }
     for section, changes in sections.items():
         data[section] = {**data.get(section, {}), **changes} if isinstance(changes, dict) else changes

@@ -34,7 +34,7 @@ from seedbed.errors import IncompatibleError, disk_errors
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import score
 from seedbed.hashing import fold, key_from
-from seedbed.models.huggingface import write_huggingface
+from seedbed.models.huggingface import expressed, write_huggingface
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.recipe import Recipe
@@ -260,6 +260,7 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
         vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
     )
     objective.check(description)
+    expressed(description)  # refuse now what could not be exported when it is trained
     device = recipe.runtime.torch_device()
     model = build_model(description, seed=recipe.training.seed).to(device)
     assert model.head is not None

@@ -28,7 +28,7 @@ from seedbed.models.presets import FamilyConfig
 from seedbed.models.transformer import Transformer
 from seedbed.models.translate import Weight
 
-__all__ = ["read_huggingface", "write_huggingface"]
+__all__ = ["expressed", "read_huggingface", "write_huggingface"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -184,14 +184,8 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         DiskError: the folder cannot be written.
     """
     config = model.config
-    family = MODELS.get(config.family)
-    if family is None:
-        raise IncompatibleError(
-            f"a model of family {config.family!r} has no Hugging Face form.",
-            hint=f"train one of {', '.join(MODELS)} to export it",
-        )
-    data = {**family.to_huggingface(config), "dtype": "float32", **(extra or {})}
-    _check_expressible(config, family, data)
+    data = {**expressed(config), "dtype": "float32", **(extra or {})}
+    family = MODELS[config.family]
     prefix = ""
     if model.head is None:
         data["architectures"] = [family.architectures[1]]
@@ -216,21 +210,38 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-_LOST_WITHOUT_HARM = {"initialisation", "initialisation_std", "special_ids"}
+_LOST_WITHOUT_HARM = {
+    "initialisation",
+    "initialisation_std",
+    "special_ids",
+    "hidden_dropout",
+    "attention_dropout",
+}
+"""What matters only before or while training: a family that cannot say it still gives the same outputs."""
 
 
-def _check_expressible(
-    config: TransformerConfig, family: type[FamilyConfig], data: Mapping[str, Any]
-) -> None:
-    """Refuse a config that would come back as another: what the family cannot say would change the outputs."""
+def expressed(config: TransformerConfig) -> dict[str, object]:
+    """Return a description as its family's `config.json`; call it before training what is to be exported.
+
+    Raises:
+        IncompatibleError: the family cannot express something that would change the outputs, each named.
+    """
+    family = MODELS.get(config.family)
+    if family is None:
+        raise IncompatibleError(
+            f"a model of family {config.family!r} has no Hugging Face form.",
+            hint=f"train one of {', '.join(MODELS)} to export it",
+        )
+    data = family.to_huggingface(config)
     back = family.from_huggingface(data).model_dump(exclude=_LOST_WITHOUT_HARM)
     ours = config.model_dump(exclude=_LOST_WITHOUT_HARM)
     lost = [f"{key}={ours[key]!r} (would become {back[key]!r})" for key in ours if ours[key] != back[key]]
     if lost:
         raise IncompatibleError(
             f"the family {config.family} cannot express {', '.join(lost)}.",
-            hint="the model stays usable here; to export one, train a preset of the family as it is",
+            hint="choose another family, or leave these keys out",
         )
+    return data
 
 
 def _read_json(path: Path) -> dict[str, Any]:
