@@ -213,7 +213,8 @@ def test_rejects_are_listed_and_strict_publishes_nothing(tmp_path: Path) -> None
         ("bad.txt", 2),
         ("bad.txt", 3),
     ]
-    with pytest.raises(DataError, match=r"3 lines or files"):  # also when the stage is up to date
+    listed = r"3 lines or files.*bad\.txt, line 2: not valid UTF-8"
+    with pytest.raises(DataError, match=listed):  # also when the stage is up to date
         build_corpus(config, tmp_path / "run", strict=True)
 
 
@@ -231,6 +232,17 @@ def test_the_stage_runs_again_only_when_something_changed(tmp_path: Path) -> Non
     with pytest.raises(IncompatibleError, match=r"input train part0\.txt"):
         build_corpus(config, tmp_path / "run")
     assert build_corpus(config, tmp_path / "run", replace=True).digest != first.digest
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system refuses such names")
+def test_file_names_may_be_anything(tmp_path: Path) -> None:
+    _write_texts(tmp_path / "in")
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"odd name\n\xff\n")
+    (tmp_path / "in" / "two\nlines \u2028.txt").write_bytes(b"odder name\n\xff\n")
+    artifact = build_corpus(CorpusConfig(inputs=(str(tmp_path / "in"),)), tmp_path / "run")
+    assert [r["file"] for r in _rejects(artifact)] == ["caf\\xe9.txt", "two\nlines \u2028.txt"]
+    with pytest.raises(DataError, match="2 lines or files"):
+        build_corpus(CorpusConfig(inputs=(str(tmp_path / "in"),)), tmp_path / "run", strict=True)
 
 
 def test_sources_carry_the_digest_of_each_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
@@ -168,8 +169,7 @@ def build_corpus(
     )
     if artifact is not None:
         if strict and artifact.counts["faults"]:
-            lines = artifact.file("rejects.jsonl").read_text(encoding="utf-8").splitlines()
-            raise _strict_error(artifact.counts["faults"], [line for line in lines if line][:_SHOWN])
+            raise _strict_error(artifact.counts["faults"], _first_faults(artifact))
         return artifact
     with publish_stage(run, "corpus", version=CORPUS_VERSION, config=values, inputs=inputs) as draft:
         _write(config, draft, validation, train, inputs, found, strict=strict, progress=progress)
@@ -300,7 +300,7 @@ def _write(
         progress("reading", done=total, total=total, unit="bytes")
 
     if strict and ledger.faults:
-        raise _strict_error(ledger.faults, [str(reject) for reject in ledger.first_faults])
+        raise _strict_error(ledger.faults, ledger.first_faults)
     _check_splits(config, {split: writer.documents for split, writer in writers.items()}, ledger)
     write_json(draft.path / "sources.json", _describe_sources(validation, train, inputs))
     draft.counts.update(
@@ -387,9 +387,16 @@ def _check_unchanged(source: Source, before: Any) -> None:
         )
 
 
-def _strict_error(count: int, shown: Sequence[str]) -> DataError:
+def _first_faults(artifact: Artifact) -> list[Reject]:
+    """Return the first faults that an artifact's list of rejects names."""
+    with artifact.file("rejects.jsonl").open(encoding="utf-8", newline="\n") as file:
+        faults = (reject for line in file if (reject := Reject(**json.loads(line))).is_fault)
+        return list(islice(faults, _SHOWN))
+
+
+def _strict_error(count: int, shown: Sequence[Reject]) -> DataError:
     return DataError(
-        f"{count} lines or files were rejected, and strict allows none: {'; '.join(shown)}.",
+        f"{count} lines or files were rejected, and strict allows none: {summary(shown)}.",
         hint="fix them, or run without --strict to keep the good ones and list these in rejects.jsonl",
     )
 

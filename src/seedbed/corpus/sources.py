@@ -102,10 +102,15 @@ def find_sources(inputs: Sequence[str], *, format: str, report: Report) -> list[
     times: dict[str, int] = {}
     for name, _ in found.values():
         times[name] = times.get(name, 0) + 1
-    named = sorted((name if times[name] == 1 else path, path) for name, path in found.values())
+    named = sorted((_printable(name if times[name] == 1 else path), path) for name, path in found.values())
     return [
         source for name, path in named if (source := _source(name, Path(path), format, report)) is not None
     ]
+
+
+def _printable(name: str) -> str:
+    """Return a name that UTF-8 can hold: file systems also allow names that are not valid UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _matches(given: str) -> Iterator[tuple[str, str]]:
