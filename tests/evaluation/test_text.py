@@ -116,7 +116,7 @@ def test_a_model_that_knows_nothing_has_the_bits_of_its_vocabulary(tokenizer: To
     assert found["pseudo_log_likelihood"] is None
     objective, modules = _parts("masked_lm", tokenizer)
     uniform = {**modules, "head": _Uniform(tokenizer.vocab_size)}
-    pseudo = evaluate_texts(objective, uniform, TEXTS, tokenizer)["pseudo_log_likelihood"]
+    pseudo = evaluate_texts(objective, uniform, TEXTS, tokenizer, max_pll_tokens=100)["pseudo_log_likelihood"]
     assert pseudo["nats_per_token"] == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
     assert pseudo["bits_per_byte"] == pytest.approx(
         math.log2(tokenizer.vocab_size) * pseudo["tokens"] / pseudo["bytes"], rel=1e-6
@@ -127,7 +127,7 @@ def test_a_model_that_knows_nothing_has_the_bits_of_its_vocabulary(tokenizer: To
 def test_batch_size_changes_rounding_only(name: str, tokenizer: Tokenizer) -> None:
     objective, modules = _parts(name, tokenizer)
     results = [
-        evaluate_texts(objective, modules, TEXTS, tokenizer, max_pll_tokens=200, rows_per_batch=rows)
+        evaluate_texts(objective, modules, TEXTS[:8], tokenizer, max_pll_tokens=60, rows_per_batch=rows)
         for rows in (1, 7, None)
     ]
     for other in results[1:]:
@@ -159,7 +159,7 @@ def test_pseudo_log_likelihood_is_the_sum_over_hidden_tokens(tokenizer: Tokenize
     """Against a plain loop over every token of every line."""
     objective, modules = _parts("masked_lm", tokenizer, row_length=64)
     vocabulary = objective.vocabulary
-    lines = [line for text in TEXTS[:5] for line in text.split("\n")]
+    lines = [line for text in TEXTS[:3] for line in text.split("\n")]
     nats, count = 0.0, 0
     with torch.no_grad():
         for line in lines:
@@ -170,7 +170,7 @@ def test_pseudo_log_likelihood_is_the_sum_over_hidden_tokens(tokenizer: Tokenize
                 logits = modules["head"](modules["trunk"](Batch(hidden)).last[0, place])
                 nats -= float(logits.log_softmax(-1)[row[place]])
                 count += 1
-    found = pseudo_log_likelihood(objective, modules, TEXTS[:5], tokenizer, max_tokens=10_000)
+    found = pseudo_log_likelihood(objective, modules, TEXTS[:3], tokenizer, max_tokens=10_000)
     assert (found.lines, found.tokens) == (len(lines), count)
     assert found.bytes == found.of_bytes == sum(len(line) for line in lines)
     assert found.nats_per_token == pytest.approx(nats / count, rel=1e-5)
@@ -179,12 +179,12 @@ def test_pseudo_log_likelihood_is_the_sum_over_hidden_tokens(tokenizer: Tokenize
 
 def test_the_sample_keeps_its_budget_and_does_not_depend_on_order(tokenizer: Tokenizer) -> None:
     objective, modules = _parts("masked_lm", tokenizer, row_length=64)
-    found = pseudo_log_likelihood(objective, modules, TEXTS, tokenizer, max_tokens=300)
-    assert 300 - 62 < found.tokens <= 300
+    found = pseudo_log_likelihood(objective, modules, TEXTS, tokenizer, max_tokens=150)
+    assert 150 - 62 < found.tokens <= 150
     assert found.lines < found.of_lines
-    shuffled = pseudo_log_likelihood(objective, modules, TEXTS[::-1], tokenizer, max_tokens=300)
+    shuffled = pseudo_log_likelihood(objective, modules, TEXTS[::-1], tokenizer, max_tokens=150)
     assert shuffled == found
-    more = pseudo_log_likelihood(objective, modules, TEXTS, tokenizer, max_tokens=600)
+    more = pseudo_log_likelihood(objective, modules, TEXTS, tokenizer, max_tokens=250)
     assert more.lines > found.lines
 
 

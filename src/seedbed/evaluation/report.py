@@ -351,7 +351,7 @@ def _throughput(
 
 
 def _guesses(value: Sequence[tuple[str, float]] | str) -> str:
-    return value if isinstance(value, str) else ", ".join(f"{token} {_percent(p)}" for token, p in value)
+    return value if isinstance(value, str) else " · ".join(f"{token} {_percent(p)}" for token, p in value)
 
 
 def _percent(probability: float) -> str:
