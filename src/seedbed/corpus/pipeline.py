@@ -140,6 +140,7 @@ def build_corpus(
         progress: is told how many bytes have been read.
 
     Raises:
+        ConfigError: `inputs` is empty.
         DataError: an input matches nothing, nothing is kept, a split that was asked for stays empty, a file changes
             while it is read, or `strict` and something was rejected.
         IncompatibleError: the run holds another corpus and `replace` is false.
