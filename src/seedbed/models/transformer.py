@@ -52,8 +52,8 @@ class Layer(nn.Module):
         *,
         cache: Cache | None,
         dropout: Dropout | None,
-        columns: Tensor,
-        query_at: Tensor | None,
+        places: Tensor | None,
+        query_places: Tensor | None,
         capture: Collection[str],
         at: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
@@ -74,11 +74,10 @@ class Layer(nn.Module):
         )
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)
-        x = self._rest(x, out, dropout, site=3 * self.index, columns=columns, at=at)
+        x = self._rest(x, out, dropout, site=3 * self.index, places=places, at=at)
         if stream is not None and answer is not None:
             site = _QUERY_SITES + 3 * self.index
-            assert query_at is not None
-            stream = self._rest(stream, answer, dropout, site=site, columns=query_at)
+            stream = self._rest(stream, answer, dropout, site=site, places=query_places)
         return x, stream, captured
 
     def _rest(
@@ -88,18 +87,18 @@ class Layer(nn.Module):
         dropout: Dropout | None,
         *,
         site: int,
-        columns: Tensor,
+        places: Tensor | None,
         at: Tensor | None = None,
     ) -> Tensor:
         """Add the attention output, then the feed-forward block, with norms where they belong."""
-        if dropout is not None:
-            out = dropout.hidden(out, site=site + 1, columns=columns, at=at)
+        if dropout is not None and places is not None:
+            out = dropout.hidden(out, site=site + 1, places=places, at=at)
         x = x + out
         if not self.is_pre_norm:
             x = self.attention_norm(x)
         out = self.feed_forward(self.feed_forward_norm(x) if self.is_pre_norm else x)
-        if dropout is not None:
-            out = dropout.hidden(out, site=site + 2, columns=columns, at=at)
+        if dropout is not None and places is not None:
+            out = dropout.hidden(out, site=site + 2, places=places, at=at)
         x = x + out
         return x if self.is_pre_norm else self.feed_forward_norm(x)
 
@@ -157,17 +156,17 @@ class Transformer(nn.Module):
         wanted = frozenset(capture)
         dropout = self._dropout(batch, dropout_key)
 
-        columns = torch.arange(start, start + batch.input_ids.shape[1], device=segment_ids.device)
         x = self.embedding(batch.input_ids, positions, batch.token_type_ids, embedding_delta)
-        stream = query_positions = None
+        stream = query_positions = places = query_places = None
         if batch.query_at is not None:
             query_positions = positions.expand_as(batch.input_ids).gather(1, batch.query_at)
             stream = self.embedding.embed_query(query_positions)
         if dropout is not None:
-            x = dropout.hidden(x, site=_QUERY_SITES - 1, columns=columns)
-            if stream is not None:
-                assert batch.query_at is not None
-                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, columns=batch.query_at)
+            places = dropout.places(torch.arange(start, start + x.shape[1], device=x.device))
+            x = dropout.hidden(x, site=_QUERY_SITES - 1, places=places)
+            if stream is not None and batch.query_at is not None:
+                query_places = dropout.places(batch.query_at)
+                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, places=query_places)
 
         plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
         captured: dict[str, Tensor] = {}
@@ -180,8 +179,8 @@ class Transformer(nn.Module):
                 plans[config.is_local(index)],
                 cache=cache,
                 dropout=dropout,
-                columns=columns,
-                query_at=batch.query_at,
+                places=places,
+                query_places=query_places,
                 capture=wanted,
                 at=at if index + 1 == config.num_layers else None,
             )

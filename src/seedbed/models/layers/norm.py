@@ -25,7 +25,7 @@ class Norm(nn.Module):
         """Normalise (..., D); statistics are float32 whatever the input."""
         if self.kind == "layer":
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
