@@ -1,0 +1,175 @@
+"""Every recipe is short, valid, explained, and trains; every example runs on what a recipe makes."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seedbed.cli import main
+from seedbed.config import load_config
+from seedbed.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory):
+    """Forty documents in two languages."""
+    random_ = random.Random(0)
+    english = [
+        "alice",
+        "rabbit",
+        "queen",
+        "garden",
+        "tired",
+        "little",
+        "said",
+        "went",
+        "the",
+        "a",
+        "was",
+        "not",
+    ]
+    chinese = "却说曹操引兵来到城下玄德大喜关公张飞自此天下三分"
+    documents = []
+    for number in range(40):
+        lines = [f"Chapter {number}"]
+        for _ in range(6):
+            lines.append(" ".join(random_.choices(english, k=12)).capitalize() + ".")
+            lines.append("".join(random_.choices(chinese, k=16)) + "。")
+        documents.append("\n".join(lines))
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "toy.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return folder
+
+
+def tiny(toy_text: Path, run: Path) -> list[str]:
+    """Overrides that make a run of seconds of any recipe."""
+    return [
+        f"run={run}",
+        f'corpus.inputs=["{toy_text}"]',
+        "corpus.validation_fraction=0.2",
+        "tokenizer.vocab_size=400",
+        "model.preset=tiny",
+        "model.max_length=32",
+        "data.row_length=32",
+        "training.budget_minutes=null",
+        "training.budget_tokens=null",
+        "training.budget_steps=2",
+        "training.batch_tokens=128",
+        "training.micro_batch_rows=4",
+        "runtime.threads=1",
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_is_short_valid_and_explained(path):
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert len(lines) < 15
+    header = text[: text.index("\nrun:")]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("command:", "hardware:", "time:", "expected:"):
+        assert word in header
+    assert f"recipes/{path.name}" in header
+    assert load_config(Recipe, path).run == yaml.safe_load(text)["run"]
+
+
+def test_there_are_recipes_for_both_languages_and_both_kinds():
+    recipes = [load_config(Recipe, path) for path in RECIPES]
+    assert {recipe.objective.name for recipe in recipes} == {"masked_lm", "causal_lm"}
+    assert {"demo_en", "demo_zh", "wiki_en", "wiki_zh"} <= {path.stem for path in RECIPES}
+    assert len({recipe.run for recipe in recipes}) == len(recipes), "two recipes share a run folder"
+
+
+@pytest.fixture(scope="session")
+def trained(toy_text, tmp_path_factory):
+    """Run a recipe for two steps, once a session; return the run folder."""
+    runs: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp(name) / "run"
+            assert (
+                main(["run", str(ROOT / "recipes" / f"{name}.yaml"), *tiny(toy_text, runs[name]), "--json"])
+                == 0
+            )
+        return runs[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES])
+def test_a_recipe_trains_two_steps(trained, name, capsys):
+    run = trained(name)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 2
+    assert 0 < summary["valid_loss"] < 10
+    assert summary["baselines"]["unigram"] > 0
+    assert (run / "model" / "config.json").is_file()
+    assert "<svg" in (run / "report.html").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert not printed or json.loads(printed) == summary
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_demo_recipe_is_the_demo(language):
+    """The recipes say they are what the command runs; hold them to it."""
+    from seedbed.commands import demo
+    from seedbed.corpus.bundled import bundled_corpus
+
+    recipe = load_config(Recipe, ROOT / "recipes" / f"demo_{language}.yaml")
+    assert (recipe.training.budget_tokens, recipe.training.max_minutes) == (demo.TOKENS, demo.MAX_MINUTES)
+    (inputs,) = recipe.corpus.inputs
+    assert (ROOT / inputs).resolve() == bundled_corpus(language).resolve()
+    plain = Recipe().model_dump(exclude={"run", "corpus", "training"})
+    assert recipe.model_dump(exclude={"run", "corpus", "training"}) == plain
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def run_example(name: str, *arguments: object, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_the_quickstart_example(trained, monkeypatch, capsys):
+    masked, causal = trained("demo_en"), trained("causal")
+    capsys.readouterr()
+    run_example("quickstart.py", masked, causal, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"0\.\d{3}  \S+  .+", line) for line in lines[:3])
+    assert -1 <= float(lines[3]) <= 1.0001
+    assert lines[4].startswith("Alice was")
+
+
+def test_the_transformers_example_says_what_we_say(trained, monkeypatch, capsys):
+    import seedbed
+
+    run = trained("demo_en")
+    capsys.readouterr()
+    run_example("open_in_transformers.py", run, monkeypatch=monkeypatch)
+    ours = [c.token for c in seedbed.load(run).fill_mask("Alice was not a bit [MASK].")[0]]
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(ours)
+
+
+def test_the_artifact_example(tmp_path, monkeypatch, capsys):
+    run_example("artifact.py", tmp_path, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "{'words': 2} ['seed', 'bed']" in out
+    assert "words.txt was changed after it was written" in out
+
+
+def test_every_example_is_run_here():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text] == []
