@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from seedbed.errors import IncompatibleError, MemoryLimitError
 from seedbed.models import MODELS
 from seedbed.models.cache import Cache
 from seedbed.models.language_model import LanguageModel, build_model
+from seedbed.models.layers.dropout import Dropout
 from small_models import VOCAB, logits_of, native_attention, random_ids, small_model
 
 KEY = torch.tensor(7, dtype=torch.int32)
@@ -187,6 +189,29 @@ def test_dropout_follows_the_row_not_the_batch(name: str, attention_dropout: flo
     for rows in ([2], [3, 1]):
         part = Batch(ids[rows], row_ids=row_ids[rows], attention=native_attention(model))
         torch.testing.assert_close(model.trunk(part, dropout_key=KEY).last, whole[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_every_dropout_site_has_a_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sites with one number would drop the same channels of the same tokens."""
+    sites: list[int] = []
+    for kind in ("hidden", "attention"):
+        original = getattr(Dropout, kind)
+
+        def recorded(
+            self: Dropout, values: Tensor, *, site: int, _run: Any = original, **rest: Any
+        ) -> Tensor:
+            sites.append(site)
+            return _run(self, values, site=site, **rest)
+
+        monkeypatch.setattr(Dropout, kind, recorded)
+    model = small_model("bert", query_stream=True, hidden_dropout=0.1, attention_dropout=0.1)
+    order = torch.arange(8, dtype=torch.int32).expand(2, -1)
+    at = torch.tensor([[1, 5], [7, 2]])
+    batch = Batch(random_ids(2, 8), attention="order", attend_order=order, query_at=at)
+    model.trunk(batch, dropout_key=KEY)
+    # Per layer: probabilities and two sublayers of the content, two sublayers of the queries; and both embeddings.
+    assert len(sites) == 3 * 5 + 2
+    assert len(set(sites)) == len(sites)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
