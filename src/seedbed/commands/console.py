@@ -32,8 +32,7 @@ class Console:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._err = RichConsole(stderr=True, highlight=False)
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, tuple[TaskID, float]] = {}
         self._told: dict[str, tuple[float, float]] = {}
@@ -60,7 +59,7 @@ class Console:
         if self.as_json:
             sys.stdout.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
         elif text is not None:
-            self._out.print(text, markup=False)
+            sys.stdout.write(text + "\n")
 
     @contextmanager
     def bars(self) -> Iterator[None]:

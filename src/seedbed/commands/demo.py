@@ -18,6 +18,7 @@ EXAMPLES = """examples:
 
 TOKENS = 4_000_000
 MAX_MINUTES = 6.0
+FRACTION = "corpus.validation_fraction=0.1"  # of 110 and 160 chapters: enough targets for a steady loss
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     overrides = [
         f"run={folder}",
         f'corpus.inputs=["{bundled_corpus(options.lang)}"]',
+        FRACTION,
         *budget,
         *options.overrides,
     ]
@@ -110,10 +112,12 @@ def _samples(path: object) -> list[str]:
     from pathlib import Path
 
     samples = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-    lines = ["", "fill-mask on validation text, before and after training:"]
+    lines = ["", "on validation text, before and after training:"]
     for before, after in zip(samples["before"][:4], samples["after"][:4], strict=True):
-        lines.append(f"  {after['text']}   (was: {after['answer']})")
+        lines.append(f"  {after['text']}   (the author: {after['answer']})")
         for name, sample in (("before", before), ("after", after)):
-            words = "  ".join(f"{c['token']} {c['probability']:.0%}" for c in sample["candidates"][:4])
-            lines.append(f"    {name:<7} {words}")
+            said = sample.get("continuation") or "  ".join(
+                f"{c['token']} {c['probability']:.0%}" for c in sample["candidates"][:4]
+            )
+            lines.append(f"    {name:<7} {said}")
     return lines

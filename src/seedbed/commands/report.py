@@ -56,11 +56,15 @@ def write_report(run: Path) -> Path:
     resolved = read(run / "pretrain" / "resolved.json").get("resolved", {})
     samples = read(run / "pretrain" / "samples.json")
     recipe = run / "recipe.yaml"
+    summary = read(run / "summary.json")
+    if not summary and (run / "validation").exists():  # unfinished: the floors are known all the same
+        floors = read(run / "validation" / "baselines.json")
+        summary = {"baselines": {name: floors[name] for name in ("uniform", "unigram", "bigram")}}
     model = {key: value for key, value in resolved.get("model", {}).items() if value is not None}
     report = RunReport(
         name=run.name,
         language="zh" if corpus.get("han_fraction", 0.0) > 0.3 else "en",
-        summary=read(run / "summary.json"),
+        summary=summary,
         corpus=corpus,
         tokenizer=read(run / "tokenizer" / "report.json"),
         model=model,
