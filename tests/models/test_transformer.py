@@ -164,6 +164,15 @@ def test_both_attention_paths_agree(name: str, attention: str) -> None:
         assert (p[allowed[:, None].expand_as(p)] > 0).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("attention", ["full", "causal"])
+def test_fused_local_layers_keep_their_window_in_plain_batches(attention: str) -> None:
+    """Without segments and padding the fused kernel is told "causal" by a flag, which a local layer must not use."""
+    model = small_model("modernbert", local_window=40, global_every_n=2)
+    batch = Batch(random_ids(2, 300), attention=attention)  # type: ignore[arg-type]
+    unfused = model.trunk(batch, capture=[f"attention.{i}" for i in range(3)])
+    torch.testing.assert_close(model.trunk(batch).last, unfused.last, atol=2e-4, rtol=2e-4)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dropout_needs_a_key_whatever_the_mode(name: str) -> None:
     model = small_model(name, hidden_dropout=0.3, attention_dropout=0.2)
