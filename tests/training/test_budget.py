@@ -1,0 +1,77 @@
+"""Budgets become steps, memory becomes a micro-batch."""
+
+import pytest
+import torch
+
+from seedbed.errors import MemoryLimitError
+from seedbed.objectives.masked_lm import MaskedLMConfig
+from seedbed.training.budget import fit_micro_batch, plan_steps, saved_bytes
+from seedbed.training.config import TrainingConfig
+from seedbed.training.step import Learner, MicroBatch
+from toys import VOCABULARY, toy_model, toy_reader
+
+
+def plan(measure=None, **config):
+    return plan_steps(
+        TrainingConfig(batch_tokens=1280, **config), row_length=128, micro_batch_rows=5, measure=measure
+    )
+
+
+def test_tokens_and_steps_need_no_clock():
+    assert plan(budget_steps=7).num_windows == 7
+    assert plan(budget_tokens=12_800).num_windows == 10
+    assert plan(budget_tokens=5).num_windows == 1
+    assert plan(budget_steps=7).rows_per_step == 10
+
+
+def test_minutes_become_steps_with_validation_paid_for():
+    planned = plan(measure=lambda: (0.5, 1.0), budget_minutes=2.0)
+    assert planned.num_windows == int((120 - 20 * 1.0) / 0.5)
+    assert planned.forecast_seconds == pytest.approx(120, abs=1)
+    own = plan(measure=lambda: (0.5, 1.0), budget_minutes=2.0, validation_steps=2)
+    assert own.num_windows == 120
+
+
+def test_no_budget_is_five_minutes():
+    assert plan(measure=lambda: (1.0, 0.0)).num_windows == 300
+
+
+def test_a_budget_that_takes_too_long_is_cut_and_said_so():
+    planned = plan(measure=lambda: (1.0, 0.0), budget_steps=1000, max_minutes=5.0)
+    assert planned.num_windows == 300
+    assert "cut from 1000 to 300 steps" in planned.note
+    assert plan(measure=lambda: (0.1, 0.0), budget_steps=1000, max_minutes=5.0).note == ""
+
+
+def learner_and_sample(**model):
+    objective = MaskedLMConfig().build(VOCABULARY, row_length=33, is_segmented=False)
+    language_model = toy_model("modernbert", **model)
+    learner = Learner([objective], objective.modules(language_model.trunk, language_model.head))
+    reader = toy_reader(32, num_documents=60)
+    return learner, lambda count: MicroBatch(*objective.make_batch(*reader.read(0, count)))
+
+
+def test_saved_bytes_grow_with_rows_and_layers_and_not_with_noise():
+    learner, sample = learner_and_sample()
+    two, four = (saved_bytes(learner, sample(n), compute_dtype=torch.float32) for n in (2, 4))
+    assert two == saved_bytes(learner, sample(2), compute_dtype=torch.float32)
+    assert 1.7 < four / two < 2.1
+    deeper, sample = learner_and_sample(num_layers=4)
+    assert saved_bytes(deeper, sample(2), compute_dtype=torch.float32) > 1.5 * two
+
+
+def test_the_micro_batch_divides_the_step_and_fits():
+    learner, sample = learner_and_sample()
+    per_row = saved_bytes(learner, sample(2), compute_dtype=torch.float32) / 2 * 1.5
+    fixed = 4 * sum(p.numel() * 4 for p in learner.parameters())
+
+    def fit(rows, memory):
+        return fit_micro_batch(
+            learner, sample, rows_per_step=rows, memory_bytes=memory, compute_dtype=torch.float32
+        )
+
+    assert fit(24, int(fixed + 7.5 * per_row)) == 6
+    assert fit(24, 10**12) == 24
+    assert fit(128, 10**12) == 64
+    with pytest.raises(MemoryLimitError, match="one row needs"):
+        fit(24, int(fixed + 0.5 * per_row))
