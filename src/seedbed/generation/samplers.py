@@ -56,16 +56,18 @@ class Sampler:
         """
         if self.temperature == 0:
             return logits.argmax(-1)
+        # On the CPU: cumulative sums of floats are not deterministic on a GPU, and a row of logits is small.
+        device, logits = logits.device, logits.float().cpu()
         # From the top down, so that a tiny temperature gives minus infinity and never infinity minus infinity.
-        scaled = (logits.float() - logits.max(-1, keepdim=True).values.float()) / self.temperature
+        scaled = (logits - logits.max(-1, keepdim=True).values) / self.temperature
         kept = keep_top(scaled, top_k=self.top_k, top_p=self.top_p)
         probabilities = kept.softmax(-1, dtype=torch.float64)
         # The inverse of the cumulative distribution at a hashed point of (0, 1).
-        draws = fold(fold(key_from("sampler", self.seed, device=rows.device), rows), step)
+        draws = fold(fold(key_from("sampler", self.seed), rows.cpu()), step)
         points = (draws.to(torch.float64) + 2**31 + 0.5) / 2**32
         cumulative = probabilities.cumsum(-1)
         chosen = torch.searchsorted(cumulative, points[:, None] * cumulative[:, -1:], right=True)
-        return chosen[:, 0].clamp_(max=logits.shape[-1] - 1)
+        return chosen[:, 0].clamp_(max=logits.shape[-1] - 1).to(device)
 
 
 def keep_top(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
