@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import rjieba
 import sentencepiece
 
 from seedbed.errors import ConfigError
+from seedbed.tokenizer.chinese import HAN_RUN
 from seedbed.tokenizer.learn import ALGORITHMS, alphabet
 from seedbed.tokenizer.special import special_tokens
 
@@ -76,9 +78,16 @@ def test_han_characters_stand_alone_in_wordpiece_and_runs_are_kept_apart_in_bpe(
     assert len(pieces) == 4
 
 
-def test_bpe_tokens_stay_short_where_text_repeats_itself() -> None:
-    backend = _learn("bpe", ["在月图上以字母标注在它的中心点旁边"] * 50, 400)
-    assert max(len(token.encode()) for token in backend.get_vocab(with_added_tokens=False)) <= 2 * 24
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_chinese_tokens_are_words_not_clauses_that_text_repeats(algorithm: str) -> None:
+    clause = "环形山在月图上以字母标注在它的中心点旁边"
+    backend = _learn(algorithm, [clause, f"{clause}。"] * 50, 400 if algorithm == "bpe" else 60)
+    words = set(rjieba.cut(clause))
+    tokens = [backend.decode([i]).strip() for i in range(7, backend.get_vocab_size())]
+    learned = {token for token in tokens if len(token) > 1 and HAN_RUN.fullmatch(token)}
+    assert learned & words
+    assert all(any(token in word for word in words) for token in learned)
+    assert "\x1f" not in clause + "".join(tokens[256:])
 
 
 def test_unigram_gives_the_ids_of_sentencepiece(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

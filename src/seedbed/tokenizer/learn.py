@@ -17,13 +17,13 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from seedbed.errors import ConfigError, DataError
-from seedbed.tokenizer.chinese import HAN
+from seedbed.tokenizer.chinese import HAN, HAN_RUN, cut_words
 from seedbed.tokenizer.load import wordpiece_backend
 
 __all__ = ["ALGORITHMS", "Learner", "alphabet", "learn_bpe", "learn_unigram", "learn_wordpiece"]
 
 _HAN_RUN: Final = Regex("[" + HAN.encode("ascii").decode("unicode_escape") + "]+")
-_MAX_TOKEN_BYTES: Final = 24  # eight Han characters: else whole clauses that a source repeats become tokens
+_CUT: Final = "\x1f"  # the unit separator: a control character, which the corpus stage removes from text
 # Part of the result: partial sums are added per thread, so the number is fixed whatever the machine has.
 _SENTENCEPIECE_THREADS: Final = 4
 
@@ -85,6 +85,10 @@ def learn_bpe(
 ) -> Backend:
     """Learn GPT-2's byte-level BPE, with runs of Han characters kept apart so that merges stay inside them.
 
+    Merges are learned inside rjieba's words, and applied to whole runs. Learned from whole runs, of which few occur twice,
+    16 MiB of Chinese took 1.6 GB of memory instead of 0.3 and three times as long, for 2 % fewer tokens, some of them
+    clauses that the source repeats.
+
     Nothing is ever unknown and, unless lowercased, decoding gives the text back byte for byte. `coverage` has no meaning here.
     """
     alphabet_bytes = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -104,10 +108,12 @@ def learn_bpe(
         min_frequency=min_frequency,
         special_tokens=_added(special),
         initial_alphabet=alphabet_bytes,
-        max_token_length=_MAX_TOKEN_BYTES,
         show_progress=False,
     )
-    backend.train_from_iterator(lines, trainer)
+    settled = backend.pre_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(_CUT, "removed"), settled])
+    backend.train_from_iterator((_cut_chinese(line) for line in lines), trainer)
+    backend.pre_tokenizer = settled
     return backend
 
 
@@ -123,8 +129,9 @@ def learn_unigram(
     """Learn a Unigram vocabulary with SentencePiece, and rebuild it as a backend that gives the same ids.
 
     `tokenizers` learns the same model six times slower. Text is normalised to NFC, not NFKC as SentencePiece does by
-    default: NFKC would turn Chinese punctuation into ASCII for good. `min_frequency` holds for characters only.
-    An opening bracket is always a piece of its own, so that no text is read as "[MASK]".
+    default: NFKC would turn Chinese punctuation into ASCII for good. `min_frequency` holds for characters only. Chinese is
+    learned inside rjieba's words, as for `learn_bpe`: in half the time. An opening bracket is always a piece of its own,
+    so that no text is read as "[MASK]".
     """
     kept, _ = alphabet(
         lines, size=vocab_size, lowercase=lowercase, min_frequency=min_frequency, coverage=coverage
@@ -134,7 +141,10 @@ def learn_unigram(
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(" ".join(fold(unicodedata.normalize("NFC", line)).split()) for line in lines),
+            sentence_iterator=(
+                _cut_chinese(" ".join(fold(unicodedata.normalize("NFC", line)).split())) for line in lines
+            ),
+            pretokenization_delimiter=_CUT,
             model_writer=written,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -212,6 +222,11 @@ def alphabet(
     enough = int(np.searchsorted(reached, coverage)) + 1
     cut = max(enough, size // 16)
     return ordered[:cut], ordered[cut:]
+
+
+def _cut_chinese(line: str) -> str:
+    """Put a separator between the words of every run of Han characters."""
+    return HAN_RUN.sub(lambda run: _CUT.join(cut_words([run.group()])), line.replace(_CUT, " "))
 
 
 def _added(special: Sequence[str]) -> list[AddedToken]:

@@ -65,9 +65,9 @@ class TokenizerConfig(Config):
         " SentencePiece's advice for Chinese. At least vocab_size/16 characters are kept.",
     )
     sample_mib: float = Field(
-        32.0,
+        16.0,
         gt=0.0,
-        description="Text to learn from, MiB: lines with the smallest hashes. Memory is about 25 times this.",
+        description="Text to learn from, MiB: lines with the smallest hashes. Memory is about 15 times this, for unigram 30.",
     )
 
 
