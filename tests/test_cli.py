@@ -160,6 +160,12 @@ def test_wrong_options_are_usage_errors(words, capsys):
     assert f"usage: seedbed {words[0]}" in capsys.readouterr().err
 
 
+def test_options_may_stand_anywhere(capsys):
+    code, said = fails(capsys, "corpus", "--json", "nowhere.yaml", "--strict", "training.sead=2", "--replace")
+    assert code == 2
+    assert "nowhere.yaml" in said[0]  # the words were understood; the recipe is what is missing
+
+
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_the_help_of_every_verb_teaches(verb, capsys):
     """A sentence on what it does, a meaning for each option, an example."""

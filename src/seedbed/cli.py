@@ -64,7 +64,8 @@ def _main(words: list[str]) -> int:
     module = importlib.import_module(COMMANDS[verb][0])
     parser = _parser(verb, module)
     try:
-        options = parser.parse_args(words[1:])
+        # Options may stand between a recipe and its overrides.
+        options = parser.parse_intermixed_args(words[1:])
         options.verb = verb
     except SystemExit as error:
         return int(error.code or 0)
