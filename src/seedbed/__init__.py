@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seedbed.runtime import quiet_libraries
+from seedbed.runtime import prepare_environment
 
 if TYPE_CHECKING:
     from seedbed.api import LoadedModel, load
@@ -20,7 +20,7 @@ __all__ = ["LoadedModel", "__version__", "load"]
 
 __version__ = "0.1.0"
 
-quiet_libraries()
+prepare_environment()
 
 
 def __getattr__(name: str) -> Any:

@@ -96,7 +96,8 @@ class Hidden:
     """Hold what a model returns.
 
     Attributes:
-        last: (B, T, D) final hidden states of the input stream (of the decoder for encoder-decoders).
+        last: (B, T, D) final hidden states of the input stream (of the decoder for encoder-decoders); (N, D) where the
+            model was asked for flat positions `at` only.
         query: (B, Q, D) final hidden states of the query stream, or None.
         captured: what `capture` named, for example "hidden.0" (embedding output), "hidden.3", "attention.1".
     """

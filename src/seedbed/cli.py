@@ -14,7 +14,7 @@ from types import ModuleType
 
 from seedbed import __version__
 from seedbed.errors import SeedbedError
-from seedbed.runtime import quiet_libraries
+from seedbed.runtime import prepare_environment
 
 __all__ = ["COMMANDS", "main"]
 
@@ -60,7 +60,7 @@ def _main(words: list[str]) -> int:
     verb = words[0]
     if verb not in COMMANDS:
         return _unknown(verb)
-    quiet_libraries()
+    prepare_environment()
     module = importlib.import_module(COMMANDS[verb][0])
     parser = _parser(verb, module)
     try:
