@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import runpy
 import sys
@@ -15,6 +14,7 @@ import yaml
 from seedbed.cli import main
 from seedbed.config import load_config
 from seedbed.recipe import Recipe
+from tiny_runs import TINY, write_toy_text
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -23,52 +23,11 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory):
-    """Forty documents in two languages."""
-    random_ = random.Random(0)
-    english = [
-        "alice",
-        "rabbit",
-        "queen",
-        "garden",
-        "tired",
-        "little",
-        "said",
-        "went",
-        "the",
-        "a",
-        "was",
-        "not",
-    ]
-    chinese = "却说曹操引兵来到城下玄德大喜关公张飞自此天下三分"
-    documents = []
-    for number in range(40):
-        lines = [f"Chapter {number}"]
-        for _ in range(6):
-            lines.append(" ".join(random_.choices(english, k=12)).capitalize() + ".")
-            lines.append("".join(random_.choices(chinese, k=16)) + "。")
-        documents.append("\n".join(lines))
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "toy.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    return folder
+    return write_toy_text(tmp_path_factory.mktemp("text"))
 
 
 def tiny(toy_text: Path, run: Path) -> list[str]:
-    """Overrides that make a run of seconds of any recipe."""
-    return [
-        f"run={run}",
-        f'corpus.inputs=["{toy_text}"]',
-        "corpus.validation_fraction=0.2",
-        "tokenizer.vocab_size=400",
-        "model.preset=tiny",
-        "model.max_length=32",
-        "data.row_length=32",
-        "training.budget_minutes=null",
-        "training.budget_tokens=null",
-        "training.budget_steps=2",
-        "training.batch_tokens=128",
-        "training.micro_batch_rows=4",
-        "runtime.threads=1",
-    ]
+    return [f"run={run}", f'corpus.inputs=["{toy_text}"]', *TINY]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

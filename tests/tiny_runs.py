@@ -1,0 +1,51 @@
+"""A text and the overrides that make a run of seconds of any recipe."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+
+def write_toy_text(folder: Path) -> Path:
+    """Write forty documents in two languages; return the folder."""
+    chance = random.Random(0)
+    english = [
+        "alice",
+        "rabbit",
+        "queen",
+        "garden",
+        "tired",
+        "little",
+        "said",
+        "went",
+        "the",
+        "a",
+        "was",
+        "not",
+    ]
+    chinese = "却说曹操引兵来到城下玄德大喜关公张飞自此天下三分"
+    documents = []
+    for number in range(40):
+        lines = [f"Chapter {number}"]
+        for _ in range(6):
+            lines.append(" ".join(chance.choices(english, k=12)).capitalize() + ".")
+            lines.append("".join(chance.choices(chinese, k=16)) + "。")
+        documents.append("\n".join(lines))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "toy.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return folder
+
+
+TINY = [
+    "corpus.validation_fraction=0.2",
+    "tokenizer.vocab_size=400",
+    "model.preset=tiny",
+    "model.max_length=32",
+    "data.row_length=32",
+    "training.budget_minutes=null",
+    "training.budget_tokens=null",
+    "training.budget_steps=2",
+    "training.batch_tokens=128",
+    "training.micro_batch_rows=4",
+    "runtime.threads=1",  # two threads on a busy machine wait for each other: 40 s instead of 3
+]
