@@ -1,0 +1,95 @@
+"""What every objective owes the step; a new one is held to it by its line in `OBJECTIVES`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seedbed.models import MODELS
+from seedbed.objectives import OBJECTIVES
+from seedbed.recipe import DEFAULT_MODELS
+from toys import VOCAB_SIZE, VOCABULARY, toy_model, toy_reader
+
+LENGTH = 16
+
+
+def build(name):
+    return OBJECTIVES[name]().build(VOCABULARY, row_length=LENGTH, is_segmented=False)
+
+
+def batch_of(objective, start, count):
+    return objective.make_batch(*toy_reader(objective.raw_row_length).read(start, count))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_batches_are_pure(name):
+    """The same rows give the same batch and targets, whatever was drawn before."""
+    objective = build(name)
+    first, targets = batch_of(objective, 3, 5)
+    torch.manual_seed(99)
+    again, targets_again = batch_of(objective, 3, 5)
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert targets.keys() == targets_again.keys()
+    for term in targets:
+        assert torch.equal(targets[term].at, targets_again[term].at)
+        assert torch.equal(targets[term].values, targets_again[term].values)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_row_is_the_same_in_any_batch(name):
+    objective = build(name)
+    whole, _ = batch_of(objective, 0, 6)
+    for row in range(6):
+        alone, _ = batch_of(objective, row, 1)
+        assert torch.equal(whole.input_ids[row], alone.input_ids[0])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_shapes_and_targets_fit(name):
+    objective = build(name)
+    batch, targets = batch_of(objective, 0, 7)
+    assert batch.input_ids.shape == (7, LENGTH)
+    assert set(targets) <= set(objective.terms)
+    assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < VOCAB_SIZE
+    for term, count in objective.counts(targets).items():
+        target = targets[term]
+        assert 0 < count <= len(target.at) == len(target.values)
+        assert 0 <= int(target.at.min()) <= int(target.at.max()) < 7 * LENGTH
+        assert 0 <= int(target.values.min()) <= int(target.values.max()) < VOCAB_SIZE
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_are_sums_over_targets(name):
+    """Two halves add up to the whole: nothing is averaged inside."""
+    objective = build(name)
+    model = toy_model(DEFAULT_MODELS[name])
+    modules = objective.modules(model.trunk, model.head)
+    assert {"trunk", "head"} <= set(modules)
+
+    def losses(start, count):
+        batch, targets = batch_of(objective, start, count)
+        return {
+            term: value.loss.detach() for term, value in objective.losses(modules, batch, targets).items()
+        }
+
+    whole, one, other = losses(0, 8), losses(0, 3), losses(3, 5)
+    for term in objective.terms:
+        assert float(whole[term]) > 0
+        assert torch.allclose(whole[term], one[term] + other[term], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_model_it_implies_fits_and_some_other_is_refused_with_a_hint(name):
+    from seedbed.errors import IncompatibleError
+
+    objective = build(name)
+    refused = []
+    for family, kind in MODELS.items():
+        model = kind(preset="tiny", max_length=LENGTH).build(vocab_size=VOCAB_SIZE)
+        try:
+            objective.check(model)
+        except IncompatibleError as error:
+            refused.append((family, error.hint))
+    assert refused
+    assert all(hint for _, hint in refused)
+    assert DEFAULT_MODELS[name] not in [family for family, _ in refused]
