@@ -45,15 +45,15 @@ test: $(VENV)/.test
 # --- develop ------------------------------------------------------------------------------------------------------
 
 check: $(VENV)/.check
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples tools
+	$(BIN)/ruff check src tests benchmarks examples tools
 	$(BIN)/mypy
 	$(BIN)/python tools/check_docs.py
-	$(BIN)/zensical build --clean
+	$(BIN)/zensical build --clean --strict
 
 format: $(VENV)/.check
-	$(BIN)/ruff format src tests benchmarks examples
-	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples tools
+	$(BIN)/ruff check --fix src tests benchmarks examples tools
 
 docs: $(VENV)/.check
 	$(BIN)/zensical serve
