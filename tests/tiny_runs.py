@@ -45,6 +45,7 @@ TINY = [
     "training.budget_minutes=null",
     "training.budget_tokens=null",
     "training.budget_steps=2",
+    "training.max_minutes=null",  # no probe
     "training.batch_tokens=128",
     "training.micro_batch_rows=4",
     "runtime.threads=1",  # two threads on a busy machine wait for each other: 40 s instead of 3
