@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import rjieba
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seedbed.data.marks import SENTENCE, SPECIAL, WORD, mark_tokens, sentence_starts
@@ -132,6 +132,9 @@ def slow_marks(tokenizer: Tokenizer, texts: list[str], *, segment_chinese: bool)
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXT.filter(bool), min_size=1, max_size=4), st.booleans())
+@example(
+    ["好。 \x1b", "a"], False
+)  # a sentence that begins where no token is left does not begin in the next piece
 def test_marks_equal_the_definition(tokenizer: Tokenizer, texts: list[str], segment_chinese: bool) -> None:
     spans = tokenizer.encode_spans(texts)
     marks = mark_tokens(texts, spans, special_ids=[5], segment_chinese=segment_chinese)

@@ -12,6 +12,7 @@ from tokenizers import models, pre_tokenizers
 
 from seedbed.artifact import Artifact, open_verified, publish
 from seedbed.data import store as store_module
+from seedbed.data import writer as writer_module
 from seedbed.data.store import (
     DOCUMENT,
     LINE,
@@ -233,7 +234,7 @@ def test_bytes_do_not_depend_on_batches_threads_or_place(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(tmp_path / "a", tokenizer, make_documents())
-    monkeypatch.setattr(store_module, "_BATCH_CHARACTERS", 7)
+    monkeypatch.setattr(writer_module, "_BATCH_CHARACTERS", 7)
     second = build(tmp_path / "b", tokenizer, make_documents())
     assert first.digest == second.digest
 
@@ -242,16 +243,16 @@ def test_documents_are_written_as_they_come_not_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is pending is bounded, however many documents there are."""
-    monkeypatch.setattr(store_module, "_BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(writer_module, "_BATCH_CHARACTERS", 200)
     largest = 0
-    original = store_module._SplitWriter.add
+    original = writer_module.SplitWriter.add
 
-    def watched(self: store_module._SplitWriter, document: Document) -> None:
+    def watched(self: writer_module.SplitWriter, document: Document) -> None:
         nonlocal largest
         original(self, document)
         largest = max(largest, self._pending_characters)
 
-    monkeypatch.setattr(store_module._SplitWriter, "add", watched)
+    monkeypatch.setattr(writer_module.SplitWriter, "add", watched)
     build(tmp_path / "run", learn("wordpiece"), make_documents(100))
     assert 0 < largest < 200
 

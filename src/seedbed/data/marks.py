@@ -144,13 +144,13 @@ def mark_tokens(
             is_inside[0] = False
             is_inside[1:] &= base[1:] == base[:-1]
             begins &= ~is_inside
-            begins[_tokens_at(boundaries, ends)] = True
+            begins[_tokens_at(boundaries, ends, base)] = True
     sentences = [
         position + offset
         for text, offset in zip(texts, bases.tolist(), strict=True)
         for position in sentence_starts(text)
     ]
-    at = _tokens_at(np.array(sentences, np.int64), ends)
+    at = _tokens_at(np.array(sentences, np.int64), ends, base)
     begins[at] = True
     marks[begins] |= WORD
     marks[at] |= SENTENCE
@@ -159,10 +159,14 @@ def mark_tokens(
     return marks
 
 
-def _tokens_at(positions: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the tokens that hold these characters, or the next ones where no token does."""
+def _tokens_at(
+    positions: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], base: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the tokens that hold these characters, or the next ones of the same piece where no token does."""
     found = np.searchsorted(ends, positions, side="right")
-    return found[found < len(ends)]
+    is_inside = found < len(ends)
+    found, positions = found[is_inside], positions[is_inside]
+    return found[base[found] <= positions]
 
 
 def _han_table() -> npt.NDArray[np.bool_]:

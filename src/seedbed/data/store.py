@@ -8,32 +8,29 @@
     train.sources.jsonl         names of the sources, one JSON string a line
 
 Every document ends with the separator token. Building streams: memory depends on the largest document, not on the corpus.
-Where marks come from lives in `marks.py`, how rows are cut in `views.py`.
+How documents are encoded and written lives in `writer.py`, where marks come from in `marks.py`, how rows are cut in `views.py`.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from seedbed.artifact import Artifact, current_stage, open_verified, publish_stage, write_json
-from seedbed.config import Config
 from seedbed.corpus.pipeline import iter_documents
-from seedbed.data.marks import DOCUMENT, LINE, SENTENCE, SPECIAL, WORD, mark_tokens
-from seedbed.document import SPLITS, Document
+from seedbed.data.marks import DOCUMENT, LINE, SENTENCE, SPECIAL, WORD
+from seedbed.data.writer import DOCUMENT_RECORD, LINE_RECORD, TokensConfig, ids_dtype
+from seedbed.data.writer import SplitWriter as _SplitWriter
+from seedbed.document import SPLITS
 from seedbed.errors import IncompatibleError
 from seedbed.progress import Progress, silent
 from seedbed.tokenizer.tokenizer import Tokenizer
-from seedbed.tokenizer.train import cut_line
 
 __all__ = [
     "DOCUMENT",
@@ -53,23 +50,7 @@ __all__ = [
 STAGE = "tokens"
 VERSION = 1
 
-_DOCUMENTS: Final = np.dtype([("start", "<i8"), ("num_bytes", "<i8"), ("line", "<i8"), ("source", "<i4")])
-_LINES: Final = np.dtype([("start", "<i8"), ("line", "<i8")])
-_BATCH_CHARACTERS = 1 << 19  # encoded at a time; about 40 times this in bytes is held meanwhile
 _COUNT_CHUNK: Final = 1 << 24
-
-
-class TokensConfig(Config):
-    """How documents become the token store."""
-
-    shard_tokens: int = Field(
-        2**26, ge=16, description="Tokens in a shard file; 2**26 are 192 MiB with marks."
-    )
-    words: Literal["segmenter", "pretokens"] = Field(
-        "segmenter",
-        description="Where Chinese words begin, for whole-word masking. segmenter: rjieba's words. pretokens: as the"
-        " tokenizer splits text before it looks up pieces (wordpiece: every character). Other words are pre-tokens always.",
-    )
 
 
 def build_store(
@@ -105,7 +86,7 @@ def build_store(
                     writer.add(document)
                     progress(f"tokens, {split}", done=writer.counts["bytes"], total=total, unit="bytes")
             splits[split] = writer.counts
-        dtype = _ids_dtype(tokenizer)
+        dtype = ids_dtype(tokenizer)
         write_json(
             draft.path / "store.json",
             {
@@ -132,189 +113,6 @@ def check_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
             f"{store.path} holds tokens of tokenizer {store.tokenizer_digest}, but the one given is {tokenizer.digest}.",
             hint="use the tokenizer the store was made with, or rerun the tokens stage",
         )
-
-
-def _ids_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    return np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
-
-
-# ---------------------------------------------------------------------------------------------- writing
-
-
-class _Shards:
-    """Write one stream of numbers into files of a fixed number of items."""
-
-    def __init__(self, folder: Path, split: str, kind: str, dtype: np.dtype[Any], size: int) -> None:
-        self._name = f"{split}-{{:05d}}.{kind}.bin"
-        self._folder = folder
-        self._dtype = dtype
-        self._size = size
-        self._written = 0
-        self._file: BinaryIO | None = None
-
-    def write(self, values: npt.NDArray[Any]) -> None:
-        while len(values):
-            if self._file is None:
-                self._file = (self._folder / self._name.format(self._written // self._size)).open("wb")
-            room = self._size - self._written % self._size
-            part, values = values[:room], values[room:]
-            self._file.write(part.astype(self._dtype, copy=False).tobytes())
-            self._written += len(part)
-            if len(part) == room:
-                self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class _SplitWriter:
-    """Encode, mark and write the documents of one split."""
-
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, config: TokensConfig) -> None:
-        self._tokenizer = tokenizer
-        self._segment_chinese = config.words == "segmenter"
-        # An unknown character is text the model must deal with, so [UNK] is not marked special.
-        self._special_ids = tokenizer.special_ids - {tokenizer.unk_id}
-        self._separator = tokenizer.separator_id
-        self._stack = ExitStack()
-        self._ids = _Shards(folder, split, "ids", _ids_dtype(tokenizer), config.shard_tokens)
-        self._marks = _Shards(folder, split, "marks", np.dtype("u1"), config.shard_tokens)
-        self._documents = self._stack.enter_context((folder / f"{split}.documents.bin").open("wb"))
-        self._lines = self._stack.enter_context((folder / f"{split}.lines.bin").open("wb"))
-        self._sources = self._stack.enter_context((folder / f"{split}.sources.jsonl").open("wb"))
-        self._source: str | None = None
-        self._pending: list[Document] = []
-        self._pending_characters = 0
-        self.counts = dict.fromkeys(
-            ("tokens", "documents", "lines", "sentences", "words", "unknown", "bytes", "empty", "sources"), 0
-        )
-
-    def __enter__(self) -> _SplitWriter:
-        return self
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._ids.close()
-        self._marks.close()
-        self._stack.close()
-
-    def add(self, document: Document) -> None:
-        """Take one document; it is written together with its neighbours."""
-        self._pending.append(document)
-        self._pending_characters += len(document.text)
-        if self._pending_characters >= _BATCH_CHARACTERS:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Encode and write the pending documents."""
-        documents, self._pending, self._pending_characters = self._pending, [], 0
-        # Pieces of lines, with the document and the line (both counted within this group) each belongs to
-        texts: list[str] = []
-        document_of: list[int] = []
-        line_of: list[int] = []
-        numbers: list[int] = []
-        end = "\n" if self._tokenizer.keeps_newlines else ""
-        for index, document in enumerate(documents):
-            lines = document.text.split("\n")
-            assert len(lines) == len(document.line_numbers), document.source
-            for position, (line, number) in enumerate(zip(lines, document.line_numbers, strict=True)):
-                for piece in cut_line(line + end if position + 1 < len(lines) else line):
-                    texts.append(piece)
-                    document_of.append(index)
-                    line_of.append(len(numbers))
-                numbers.append(number)
-        ids, marks, counts = self._encode(texts)
-
-        # The first token of every line and document; those without tokens have none
-        tokens_line = np.repeat(np.array(line_of, np.int64), counts)
-        tokens_document = np.repeat(np.array(document_of, np.int64), counts)
-        line_starts = _changes(tokens_line)
-        document_starts = _changes(tokens_document)
-        marks[line_starts] |= LINE | SENTENCE | WORD
-        marks[document_starts] |= DOCUMENT
-        self.counts["unknown"] += (
-            int((ids == self._tokenizer.unk_id).sum()) if self._tokenizer.unk_id is not None else 0
-        )
-        self.counts["sentences"] += int(np.count_nonzero(marks & SENTENCE))
-        self.counts["words"] += int(np.count_nonzero(marks & WORD))
-
-        # A separator behind every document moves all that follows it by one
-        present = tokens_document[document_starts]
-        document_ends = np.append(document_starts[1:], len(ids))[: len(document_starts)]
-        shift = np.searchsorted(document_ends, line_starts, side="right")
-        ids = np.insert(ids, document_ends, self._separator)
-        marks = np.insert(marks, document_ends, SPECIAL | SENTENCE | WORD)
-        self._write_lines(line_starts + shift, np.array(numbers, np.int64)[tokens_line[line_starts]])
-        self._write_documents(
-            document_starts + np.arange(len(document_starts)), [documents[i] for i in present.tolist()]
-        )
-        self._ids.write(ids)
-        self._marks.write(marks)
-        self.counts["tokens"] += len(ids)
-        self.counts["empty"] += len(documents) - len(present)
-
-    def _encode(
-        self, texts: list[str]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Return ids and marks of all pieces, and tokens per piece, a bounded number of characters at a time."""
-        ids, marks, counts = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
-        for batch in _batches(texts, _BATCH_CHARACTERS):
-            spans = self._tokenizer.encode_spans(batch)
-            ids.append(spans.ids)
-            counts.append(spans.counts)
-            marks.append(
-                mark_tokens(
-                    batch, spans, special_ids=self._special_ids, segment_chinese=self._segment_chinese
-                )
-            )
-        return np.concatenate(ids), np.concatenate(marks), np.concatenate(counts)
-
-    def _write_lines(self, starts: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> None:
-        records = np.empty(len(starts), _LINES)
-        records["start"] = starts + self.counts["tokens"]
-        records["line"] = numbers
-        self._lines.write(records.tobytes())
-        self.counts["lines"] += len(records)
-
-    def _write_documents(self, starts: npt.NDArray[np.int64], documents: list[Document]) -> None:
-        records = np.empty(len(starts), _DOCUMENTS)
-        records["start"] = starts + self.counts["tokens"]
-        for record, document in zip(records, documents, strict=True):
-            if document.source != self._source:
-                # Only the last name is remembered, so that memory does not grow; a source that comes back gets a new number.
-                self._source = document.source
-                self._sources.write(json.dumps(document.source).encode("ascii") + b"\n")
-                self.counts["sources"] += 1
-            size = len(document.text.encode("utf-8"))
-            record["num_bytes"], record["line"] = size, document.line_numbers[0]
-            record["source"] = self.counts["sources"] - 1
-            self.counts["bytes"] += size
-        self._documents.write(records.tobytes())
-        self.counts["documents"] += len(records)
-
-
-def _batches(texts: Iterable[str], limit: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= limit:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _changes(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the positions where a new value begins, the first one included."""
-    return np.flatnonzero(np.diff(values, prepend=-1))
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 class TokenStore:
@@ -470,7 +268,7 @@ class SplitTokens:
 
     @cached_property
     def _documents(self) -> npt.NDArray[Any]:
-        return self._map(f"{self.name}.documents.bin", _DOCUMENTS)
+        return self._map(f"{self.name}.documents.bin", DOCUMENT_RECORD)
 
     @cached_property
     def _document_starts(self) -> npt.NDArray[np.int64]:
@@ -481,7 +279,7 @@ class SplitTokens:
 
     @cached_property
     def _lines(self) -> npt.NDArray[Any]:
-        return self._map(f"{self.name}.lines.bin", _LINES)
+        return self._map(f"{self.name}.lines.bin", LINE_RECORD)
 
     @cached_property
     def _sources(self) -> list[str]:
