@@ -22,6 +22,7 @@ RANKS: dict[str, int] = {
             "progress",
             "hashing",
             "lock",
+            "tensors",
         ],
         0,
     ),

@@ -23,7 +23,10 @@ def owned(run: Path) -> Iterator[None]:
         DiskError: the folder cannot be made or written, or its file system has no locks.
     """
     with disk_errors(run, doing="opening"):
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # a place where no folder can be made, such as /proc
+            raise DiskError(f"{run} cannot be created.", hint="choose another folder (run=...)") from error
         descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:

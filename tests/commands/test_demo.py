@@ -26,7 +26,10 @@ SMALL = [
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_demo_leaves_what_it_promises(language, tmp_path, capsys):
     run = tmp_path / f"demo-{language}"
-    assert main(["demo", "--lang", language, "--run", str(run), "--json", *SMALL, "tokenizer.vocab_size=5000"]) == 0
+    assert (
+        main(["demo", "--lang", language, "--run", str(run), "--json", *SMALL, "tokenizer.vocab_size=5000"])
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert printed == summary

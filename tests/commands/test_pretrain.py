@@ -381,3 +381,30 @@ def test_exit_codes_and_hints_through_the_command_line(corpus, tmp_path, capsys)
     assert "did you mean training?" in error
     assert main(["pretrain", str(tmp_path / "none.yaml")]) == 2
     assert main(["fill-mask", str(tmp_path), "x"]) == 3
+
+
+@pytest.mark.fault
+def test_a_full_disk_is_one_clear_error_wherever_it_strikes(corpus, tmp_path):
+    """A small tmpfs in a mount namespace of its own: each size ends the run in another place."""
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("mount namespaces are not allowed here")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    data = values(corpus, mount / "run")
+    data["model"]["hidden_size"] = 64
+    data["training"] |= {"checkpoint_steps": 3}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
+    places = set()
+    for size in ("24k", "100k", "150k", "700k", "1500k", "2200k"):
+        line = f"mount -t tmpfs -o size={size} tmpfs {mount} && exec {' '.join(command(recipe))}"
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", line], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 6, (size, done.stderr[-1500:])
+        assert "Traceback" not in done.stderr
+        (error,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        assert "no space left" in error
+        places.add(error)
+    assert len(places) >= 3

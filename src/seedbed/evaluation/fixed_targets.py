@@ -16,7 +16,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seedbed.artifact import Artifact, current_stage, open_verified, publish_stage, write_json
@@ -26,6 +25,7 @@ from seedbed.errors import IntegrityError
 from seedbed.evaluation.baselines import Baselines, corpus_baselines
 from seedbed.evaluation.intrinsic import EVALUATION_SEED, EvaluationSet, build_evaluation_set
 from seedbed.objectives.base import Objective
+from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["STAGE", "VALIDATION_VERSION", "build_validation", "load_validation", "save_validation"]
 
@@ -101,7 +101,7 @@ def save_validation(folder: Path, evaluation_set: EvaluationSet, baselines: Base
                 },
             }
         )
-    save_file(tensors, folder / "batches.safetensors")
+    save_tensors(tensors, folder / "batches.safetensors")
     write_json(
         folder / "batches.json",
         {
@@ -119,7 +119,7 @@ def load_validation(artifact: Artifact) -> tuple[EvaluationSet, Baselines]:
     Raises:
         IntegrityError: a file is missing or was changed.
     """
-    tensors = load_file(artifact.file("batches.safetensors"))
+    tensors = load_tensors(artifact.file("batches.safetensors"))
     described = json.loads(artifact.file("batches.json").read_text(encoding="utf-8"))
     batches = [
         (

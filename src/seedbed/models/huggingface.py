@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
@@ -27,6 +26,7 @@ from seedbed.models.language_model import LanguageModel
 from seedbed.models.presets import FamilyConfig
 from seedbed.models.transformer import Transformer
 from seedbed.models.translate import Weight
+from seedbed.tensors import save_tensors
 
 __all__ = ["expressed", "read_huggingface", "write_huggingface"]
 
@@ -207,7 +207,7 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         (folder / "config.json").write_text(
             json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 _LOST_WITHOUT_HARM = {

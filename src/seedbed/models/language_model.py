@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seedbed.batch import Batch, Hidden
@@ -18,6 +16,7 @@ from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.init import init_weights
 from seedbed.models.transformer import Transformer
+from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["LanguageModel", "build_model"]
 
@@ -64,7 +63,7 @@ class LanguageModel(nn.Module):
         with disk_errors(folder, doing="writing the model"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-            save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+            save_tensors(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -77,13 +76,13 @@ class LanguageModel(nn.Module):
         """
         try:
             data = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / _WEIGHTS)
+            tensors = load_tensors(folder / _WEIGHTS)
         except FileNotFoundError as error:
             raise DataError(
                 f"{error.filename or folder / _WEIGHTS} does not exist.",
                 hint="is this the folder of a model?",
             ) from error
-        except (ValueError, SafetensorError) as error:
+        except ValueError as error:
             raise IntegrityError(f"{folder} is damaged: {error}.", hint="copy the folder again") from error
         if not isinstance(data, dict) or data.get("format") != 1:
             raise IncompatibleError(

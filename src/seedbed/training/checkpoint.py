@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from seedbed.artifact import Artifact, open_verified, publish, write_json
 from seedbed.errors import IncompatibleError, IntegrityError
+from seedbed.tensors import load_tensors, save_tensors
 from seedbed.training.state import TrainingState, named_tensors
 
 __all__ = ["CHECKPOINT_VERSION", "Checkpoints"]
@@ -50,8 +50,8 @@ class Checkpoints:
         target = self.folder / f"step-{state.window:08d}"
         if not target.exists():
             with self._publish(target) as draft:
-                _save(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
-                _save(state.optimizer_tensors(), draft.path / "optimizer.safetensors")
+                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+                save_tensors(state.optimizer_tensors(), draft.path / "optimizer.safetensors")
                 write_json(
                     draft.path / "state.json",
                     {
@@ -70,7 +70,7 @@ class Checkpoints:
         target = self.folder / f"best-{state.window:08d}"
         if not target.exists():
             with self._publish(target) as draft:
-                _save(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
                 draft.counts = {"window": state.window}
         for older in self._listed("best"):
             if older != target:
@@ -122,7 +122,7 @@ class Checkpoints:
                     hint=f"use the {name} it was trained with, or another run folder",
                 )
         _load_parts(state.learner.parts, artifact)
-        state.load_optimizer_tensors(load_file(artifact.file("optimizer.safetensors")))
+        state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
         saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.hooks = saved["hooks"]
@@ -153,13 +153,9 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-
-
 def _load_parts(parts: nn.ModuleDict, artifact: Artifact) -> None:
     """Copy saved tensors into the modules; every name and shape must match."""
-    saved = load_file(artifact.file("model.safetensors"))
+    saved = load_tensors(artifact.file("model.safetensors"))
     own = dict(named_tensors(parts))
     problems = [f"missing {n}" for n in own.keys() - saved.keys()]
     problems += [f"unexpected {n}" for n in saved.keys() - own.keys()]
