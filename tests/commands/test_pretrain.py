@@ -250,6 +250,20 @@ def test_early_stopping_ends_the_run(corpus, tmp_path):
     assert summary["steps"] < 40
 
 
+def test_tensorboard_gets_steps_and_validations(corpus, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data = values(corpus, tmp_path / "run")
+    data["training"] |= {"tensorboard": True}
+    train(data)
+    events = EventAccumulator(str(tmp_path / "run" / "pretrain" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert [e.step for e in events.Scalars("validation/loss")] == [4, 8, 12]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    losses = [x["loss"] for x in lines if x["kind"] == "step"]
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
 def test_a_wrong_objective_for_the_model_is_refused_before_training(corpus, tmp_path):
     data = values(corpus, tmp_path / "run", objective={"name": "causal_lm"})
     data["model"]["name"] = "bert"
