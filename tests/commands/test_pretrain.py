@@ -241,6 +241,15 @@ def test_retention_keeps_two_full_checkpoints_and_some_weights(corpus, tmp_path)
     assert len([n for n in names if n.startswith("best")]) == 1
 
 
+def test_a_resume_on_another_machine_warns(corpus, tmp_path, monkeypatch, caplog):
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=3, monkeypatch=monkeypatch)
+    data["runtime"] = {"threads": 2}
+    train(data)
+    assert "bits may differ: threads was 1, is 2" in caplog.text
+
+
 def test_early_stopping_ends_the_run(corpus, tmp_path):
     data = values(corpus, tmp_path / "run", optim={"name": "sgd", "learning_rate": 1e-9, "momentum": 0.0})
     data["training"] |= {"budget_steps": 40, "early_stopping_patience": 2, "validation_steps": 2}
