@@ -99,7 +99,7 @@ def test_what_is_no_error_of_ours_has_its_code_too(raised, code, said, monkeypat
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["env"]])
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"]])
 def test_a_reader_that_goes_away_is_no_error(words):
     """As in `seedbed config | head`."""
     process = subprocess.Popen(
@@ -112,13 +112,17 @@ def test_a_reader_that_goes_away_is_no_error(words):
 
 
 def test_a_terminal_without_the_characters_gets_their_numbers():
+    code = (
+        "import sys, seedbed.commands.env as env; from seedbed.cli import main\n"
+        "from seedbed.commands.console import Console\n"
+        "env.run = lambda options: Console().result({}, text='\u6587\u5b57')\n"
+        "sys.exit(main(['env']))"
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "seedbed", "config", "corpus", "corpus.inputs=[文字]"],
-        capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )
     assert result.returncode == 0, result.stderr
-    assert rb"\u6587\u5b57" in result.stdout
+    assert result.stdout == rb"\u6587\u5b57" + b"\n"
 
 
 def test_what_a_model_wrote_is_printed_as_it_is(capsys):
