@@ -11,6 +11,7 @@ side's median step, in real tokens a second, and the ratio. Nothing else should 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -25,13 +26,19 @@ ROWS, LENGTH = 64, 128
 
 def main() -> None:
     """Run both sides in turn and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", default="demo", help="file or folder of text; demo: the bundled English corpus")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--text", default="demo", help="file or folder of text; demo: the bundled English corpus"
+    )
     parser.add_argument("--family", choices=("bert", "modernbert"), default="bert")
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--steps", type=int, default=25, help="steps of one round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--equal", action="store_true", help="dropout 0 and our allocator settings on both sides")
+    parser.add_argument(
+        "--equal", action="store_true", help="dropout 0 and our allocator settings on both sides"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
@@ -47,8 +54,13 @@ def main() -> None:
         for number in range(options.rounds):
             for side in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
                 rounds[side].append(in_process(side, options))
-                print(f"round {number + 1} {side}: {rounds[side][-1]['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)
-    summary = {side: statistics.median(r["tokens_per_second"] for r in results) for side, results in rounds.items()}
+                print(
+                    f"round {number + 1} {side}: {rounds[side][-1]['tokens_per_second']:,.0f} tokens/s",
+                    file=sys.stderr,
+                )
+    summary = {
+        side: statistics.median(r["tokens_per_second"] for r in results) for side, results in rounds.items()
+    }
     names = ("torch", "transformers", "accelerate", "seedbed", "tokenizers")
     report = {
         "ours": round(summary["ours"], 1),
@@ -66,14 +78,22 @@ def main() -> None:
     if options.json:
         print(json.dumps(report, indent=1))
     else:
-        print(f"ours {report['ours']:,.0f} tokens/s, Hugging Face Trainer {report['theirs']:,.0f}, ratio {report['ratio']:.2f}")
+        print(
+            f"ours {report['ours']:,.0f} tokens/s, Hugging Face Trainer {report['theirs']:,.0f}, ratio {report['ratio']:.2f}"
+        )
         print(json.dumps(report["settings"], indent=1))
 
 
 def in_process(side: str, options: argparse.Namespace) -> dict:
     """Run one side in a fresh process and return what it measured."""
     words = [sys.executable, __file__, "--side", side, "--run", str(options.run), "--family", options.family]
-    words += ["--preset", options.preset, "--steps", str(options.steps), *(["--equal"] if options.equal else [])]
+    words += [
+        "--preset",
+        options.preset,
+        "--steps",
+        str(options.steps),
+        *(["--equal"] if options.equal else []),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:
@@ -144,7 +164,10 @@ def ours(options: argparse.Namespace) -> dict:
             "allocator": "glibc, mmap and trim thresholds raised",
             "optimizer": "fused AdamW, clipped",
         },
-        "shape": {k: getattr(config, k) for k in ("num_layers", "hidden_size", "num_heads", "ffn_size", "vocab_size")},
+        "shape": {
+            k: getattr(config, k)
+            for k in ("num_layers", "hidden_size", "num_heads", "ffn_size", "vocab_size")
+        },
         "machine": describe_machine(recipe.runtime),
     }
 
@@ -180,16 +203,25 @@ def theirs(options: argparse.Namespace) -> dict:
     }
     if options.family == "bert":
         dropout = 0.0 if options.equal else 0.1
-        config = transformers.BertConfig(**common, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+        config = transformers.BertConfig(
+            **common, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+        )
         model = transformers.BertForMaskedLM(config)
     else:
         dropout = 0.0
         config = transformers.ModernBertConfig(
-            **common, global_attn_every_n_layers=1, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
+            **common,
+            global_attn_every_n_layers=1,
+            bos_token_id=2,
+            eos_token_id=3,
+            cls_token_id=2,
+            sep_token_id=3,
         )
         model = transformers.ModernBertForMaskedLM(config)
     split = TokenStore.open(options.run / "tokens").split("train")
-    ids = torch.from_numpy(split.tokens(0, (split.num_tokens // LENGTH) * LENGTH).astype("int64")).reshape(-1, LENGTH)
+    ids = torch.from_numpy(split.tokens(0, (split.num_tokens // LENGTH) * LENGTH).astype("int64")).reshape(
+        -1, LENGTH
+    )
     rows = [{"input_ids": row, "attention_mask": torch.ones(LENGTH, dtype=torch.int64)} for row in ids]
     times: list[float] = []
 
@@ -212,7 +244,7 @@ def theirs(options: argparse.Namespace) -> dict:
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Clock()]).train()
     return {
-        "tokens_per_second": median_rate([b - a for a, b in zip(times, times[1:], strict=False)]),
+        "tokens_per_second": median_rate([b - a for a, b in itertools.pairwise(times)]),
         "settings": {
             "precision": "bfloat16 (autocast)" if is_bf16 else "float32",
             "dropout": dropout,

@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One piece of raw or clean text and where it came from.
+    r"""One piece of raw or clean text and where it came from.
 
     Attributes:
         text: the text. Lines are separated by a newline; a line never crosses a paragraph.

@@ -268,7 +268,9 @@ def test_tensorboard_gets_steps_and_validations(corpus, tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "pretrain" / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
     assert [e.step for e in events.Scalars("validation/loss")] == [4, 8, 12]
-    lines = [json.loads(x) for x in (tmp_path / "run" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (tmp_path / "run" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [x["loss"] for x in lines if x["kind"] == "step"]
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
 
