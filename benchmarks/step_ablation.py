@@ -1,0 +1,151 @@
+"""Switch off one at a time what makes a training step fast on a CPU, and print what it costs.
+
+Every arm is a process of its own that takes the mini preset's steps on the bundled English corpus (64 rows of 128
+tokens); rounds go through the arms in turn. Printed are medians of the median step, in tokens a second, and the ratio
+to the default. Nothing else should run on the machine.
+
+    python benchmarks/step_ablation.py --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ARMS = {
+    "default": "everything on",
+    "float32": "matrix products in float32",
+    "everywhere": "head and last layer at every position, the loss at the targets",
+    "fused": "PyTorch's fused attention instead of batched products",
+    "allocator": "glibc's own thresholds instead of raised ones",
+    "spinning": "OpenMP threads spin while they wait",
+    "dropout": "hidden dropout 0.1, by hash",
+    "f_dropout": "hidden dropout 0.1, by F.dropout",
+    "micro16": "micro-batches of 16 rows",
+}
+
+
+def main() -> None:
+    """Run all arms in turn and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        print(f"RESULT {arm(options):.1f}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.run = Path(folder) / "run"
+        prepare_run(options)
+        rates: dict[str, list[float]] = {name: [] for name in ARMS}
+        for _ in range(options.rounds):
+            for name in ARMS:
+                words = [sys.executable, __file__, "--arm", name, "--run", str(options.run)]
+                environment = {**os.environ, **({"OMP_WAIT_POLICY": "ACTIVE"} if name == "spinning" else {})}
+                done = subprocess.run(
+                    [*words, "--steps", str(options.steps)],
+                    capture_output=True,
+                    text=True,
+                    env=environment,
+                    check=True,
+                )
+                rates[name].append(float(done.stdout.split("RESULT ")[1]))
+    default = statistics.median(rates["default"])
+    table = {
+        name: {
+            "what": ARMS[name],
+            "tokens_per_second": round(statistics.median(values), 1),
+            "ratio": round(statistics.median(values) / default, 3),
+            "rounds": [round(v, 1) for v in values],
+        }
+        for name, values in rates.items()
+    }
+    if options.json:
+        print(json.dumps(table, indent=1))
+    else:
+        for row in table.values():
+            print(f"{row['tokens_per_second']:>9,.0f} tokens/s  {row['ratio']:.2f}  {row['what']}")
+
+
+def recipe_of(options: argparse.Namespace, *changes: str):
+    """Return the demo's recipe with an arm's changes."""
+    from seedbed.config import load_config
+    from seedbed.corpus.bundled import bundled_corpus
+    from seedbed.recipe import Recipe
+
+    inputs = f'corpus.inputs=["{bundled_corpus("en")}"]'
+    return load_config(Recipe, None, [f"run={options.run}", inputs, "training.budget_steps=100", *changes])
+
+
+def prepare_run(options: argparse.Namespace) -> None:
+    """Make what all arms read."""
+    from seedbed.commands.console import Console
+    from seedbed.commands.stages import prepare
+
+    prepare(recipe_of(options), Console(as_json=True))
+
+
+def arm(options: argparse.Namespace) -> float:
+    """Return the tokens a second of one arm."""
+    from seedbed import runtime
+    from seedbed.commands import pretraining
+    from seedbed.commands.console import Console
+    from seedbed.commands.stages import prepare
+    from seedbed.models import transformer
+    from seedbed.models.layers import dropout
+    from seedbed.objectives import base, masked_lm
+    from seedbed.training.budget import Plan
+
+    changes = {
+        "float32": ["runtime.precision=float32"],
+        "dropout": ["model.hidden_dropout=0.1"],
+        "f_dropout": ["model.hidden_dropout=0.1"],
+    }.get(options.arm, [])
+    if options.arm == "allocator":
+        runtime.tune_allocator = lambda: False
+    if options.arm == "fused":
+        transformer._BMM_MAX_LENGTH = 0
+    if options.arm == "f_dropout":
+        import torch.nn.functional as F
+
+        dropout.Dropout.hidden = lambda self, values, **_: F.dropout(values, self.hidden_rate)
+    if options.arm == "everywhere":
+
+        def predict(self, modules, batch, targets, **options):
+            hidden = modules["trunk"](batch, **options)
+            head, target = modules["head"], targets["masked_lm"]
+
+            def whole(features):
+                return head(hidden.last.flatten(0, 1)).index_select(0, target.at)
+
+            return {"masked_lm": base.Prediction(hidden.last, whole, target)}
+
+        masked_lm.MaskedLM.predict = predict
+    recipe = recipe_of(options, *changes)
+    runtime.prepare_process(recipe.runtime)
+    setting = pretraining._assemble(recipe, prepare(recipe, Console(as_json=True)))
+    plan = Plan(100, 64, 16 if options.arm == "micro16" else 64, 0.0, "")
+    times = []
+    for _ in range(options.steps):
+        began = time.perf_counter()
+        result = pretraining._run_window(setting, setting.state, recipe, plan)
+        float(result.gradient_norm)
+        setting.state.window += 1
+        times.append(time.perf_counter() - began)
+    return 64 * 128 / statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+    main()
