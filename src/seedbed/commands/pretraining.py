@@ -320,7 +320,7 @@ def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -
     probe = Plan(1000, rows, min(micro, rows), 0.0, "")
 
     def step(state: TrainingState, window: int) -> None:
-        state.window = window
+        state.window = 500 + window  # half way: scheduled rates are at their mean
         _run_window(setting, state, recipe, probe)
 
     def measure() -> tuple[float, float]:
