@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from seedbed import artifact as module
-from seedbed.artifact import MANIFEST, current_stage, file_digest, open_verified, publish, publish_stage
+from seedbed.artifact import (
+    MANIFEST,
+    current_stage,
+    file_digest,
+    open_verified,
+    publish,
+    publish_stage,
+    write_json,
+)
 from seedbed.errors import DiskError, IncompatibleError, IntegrityError, SeedbedError
 
 CONFIG = {"rate": 1e-8, "name": "文字", "nested": {"a": [1, 2.5, None, True]}}
@@ -510,3 +518,17 @@ def test_a_truly_full_disk_keeps_the_old_stage_and_goes_on_once_there_is_room(tm
     if result.returncode == 99:
         pytest.skip("this machine lets nobody mount a small file system")
     assert result.returncode == 0, result.stderr
+
+
+def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Live files (plan, resolved recipe, samples) are rewritten in a folder that is no artifact: a kill must not tear them."""
+    path = tmp_path / "plan.json"
+    write_json(path, {"steps": 1})
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"steps": list(range(1000))})
+    assert json.loads(path.read_text()) == {"steps": 1}

@@ -340,11 +340,13 @@ def publish_stage(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file and flush it to the disk."""
-    with path.open("wb") as file:
+    """Write a JSON file and flush it to the disk; a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
         file.write(_json_bytes(value))
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _json_bytes(value: Any) -> bytes:
