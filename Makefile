@@ -39,8 +39,8 @@ demo: $(VENV)/.core
 	$(BIN)/seedbed demo --lang $(LANGUAGE)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m pytest -m fault $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m pytest tests $(if $(DATA),--data=$(DATA))
+	$(BIN)/python -m pytest tests -m fault $(if $(DATA),--data=$(DATA))
 
 # --- develop ------------------------------------------------------------------------------------------------------
 
