@@ -29,9 +29,7 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 INLINE = re.compile(r"`([^`\n]+)`")
-UNMEASURED = re.compile(
-    r"^(?:MEASURED|\(output\))|cut from \d+ to \d+ steps", re.M
-)  # a demo that was cut is not the demo
+UNMEASURED = re.compile(r"^(?:MEASURED|\(output\))", re.M)
 FILE_ENDINGS = {"json", "py", "md", "yaml", "txt", "html", "bin", "model", "parquet", "jsonl", "safetensors"}
 
 

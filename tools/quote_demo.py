@@ -3,7 +3,7 @@
     seedbed demo 2> demo.txt && python tools/quote_demo.py README.md demo.txt
     seedbed demo --lang zh 2> demo.txt && python tools/quote_demo.py README.zh.md demo.txt
 
-Replaces the block after `<!-- demo -->` by the figures and the first two samples. `check_docs.py` refuses a run that was cut.
+Replaces the block after `<!-- demo -->` by the figures and the first two samples.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_sgd_is_nesterov_momentum():
         optimizer.step()
         buffer = 0.5 * buffer + gradient
         reference -= 0.1 * (gradient + 0.5 * buffer)
-    assert float(weight) == pytest.approx(reference, abs=1e-6)
+    assert weight.item() == pytest.approx(reference, abs=1e-6)
 
 
 def test_frozen_parameters_are_left_out():
