@@ -47,7 +47,7 @@ def prepare_environment() -> None:
     """Set, unless the user has: telemetry and implicit downloads off, and OpenMP threads that sleep while they wait.
 
     By default a waiting OpenMP thread spins. Where anything else runs on the machine, it then holds the very core that
-    the thread it waits for needs: a training step on two busy cores ran 2 to 7 times as fast with sleeping threads
+    the thread it waits for needs: a training step on two busy cores ran 2 to 8 times as fast with sleeping threads
     (docs/performance.md), and the results are the same. It must be set before torch is loaded.
     """
     for name, value in _OFFLINE.items():
