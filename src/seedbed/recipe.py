@@ -30,7 +30,7 @@ else:
 
 __all__ = ["DEFAULT_MODELS", "Recipe"]
 
-DEFAULT_MODELS = {"masked_lm": "modernbert", "causal_lm": "llama"}
+DEFAULT_MODELS = {name: kind.default_model for name, kind in OBJECTIVES.items()}
 """The family meant where a recipe names an objective and no model: the modern block of that kind."""
 
 

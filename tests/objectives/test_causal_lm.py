@@ -66,5 +66,5 @@ def test_segmented_rows_give_each_document_the_same_loss_whatever_its_neighbour(
 
 
 def test_an_encoder_is_refused():
-    with pytest.raises(IncompatibleError, match="needs a decoder"):
+    with pytest.raises(IncompatibleError, match="trains a decoder"):
         build().check(toy_model("bert").config)

@@ -173,7 +173,7 @@ def test_a_vocabulary_without_a_mask_is_refused():
 
 
 def test_a_decoder_is_refused():
-    with pytest.raises(IncompatibleError, match="needs an encoder"):
+    with pytest.raises(IncompatibleError, match="trains an encoder"):
         build().check(LlamaConfig().build(vocab_size=64))
 
 

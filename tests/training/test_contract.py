@@ -44,7 +44,7 @@ class WithFirstToken(Toy):
 
     terms = ("masked_lm", "row")
 
-    def modules(self, trunk, head):
+    def modules(self, trunk, head, *, seed=0):
         torch.manual_seed(0)
         return {**super().modules(trunk, head), "row_head": nn.Linear(32, 2)}
 
@@ -69,7 +69,7 @@ class WithGenerator(Toy):
 
     terms = ("masked_lm", "replaced")
 
-    def modules(self, trunk, head):
+    def modules(self, trunk, head, *, seed=0):
         generator = toy_model("bert", seed=9, hidden_size=16, num_heads=1)
         torch.manual_seed(1)
         return {

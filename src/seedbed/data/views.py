@@ -2,12 +2,11 @@
 
 A view says how many rows a split has and what row `r` of epoch `e` holds; `RowReader` adds the order. Both are pure:
 the whole state of the data side is one integer, the number of rows consumed. New views (sentence pairs, single
-sentences) are siblings of `WindowView` and go into `VIEWS`.
+sentences, labelled examples) are siblings of `WindowView`; an objective makes the one it reads in `make_view`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +20,9 @@ from seedbed.data.order import KeyedPermutation, place_of
 from seedbed.data.store import DOCUMENT
 from seedbed.errors import DataError
 from seedbed.hashing import key_from
+from seedbed.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["VIEWS", "RowReader", "Rows", "TokenStream", "View", "WindowView", "segments_of"]
+__all__ = ["RowReader", "RowSource", "Rows", "TokenStream", "View", "WindowView", "segments_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,23 @@ class View(Protocol):
 
     def rows(self, epochs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Rows:
         """Return the rows with these numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Say what a view may cut its rows from.
+
+    Attributes:
+        tokens: the tokens of one split.
+        split: "train" or "validation", for views that read files of their own.
+        document_order_key: string documents together in another order each epoch, keyed by this; None: as they lie.
+        tokenizer: for views that read text of their own (labelled examples); None where there is none.
+    """
+
+    tokens: TokenStream
+    split: str = "train"
+    document_order_key: int | None = None
+    tokenizer: Tokenizer | None = None
 
 
 class WindowView:
@@ -141,9 +158,6 @@ class WindowView:
             lengths = np.diff(begin)[order]
             self._epoch = (epoch, begin[:-1][order], np.concatenate(([0], np.cumsum(lengths))))
         return self._epoch[1], self._epoch[2]
-
-
-VIEWS: dict[str, Callable[..., View]] = {"windows": WindowView}
 
 
 class RowReader:

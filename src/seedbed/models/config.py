@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 
-__all__ = ["Activation", "Initialisation", "TransformerConfig"]
+__all__ = ["Activation", "Initialisation", "Stack", "TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
+Stack = Literal["encoder", "decoder", "encoder_decoder"]
 Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
 
 
@@ -123,6 +124,11 @@ class TransformerConfig(Config):
         J. Salazar, 1910.05895).
         """
         return self.initialisation_std or math.sqrt(2 / (5 * self.hidden_size))
+
+    @property
+    def stack(self) -> Stack:
+        """Return what kind of model it is, the word an objective asks for."""
+        return "decoder" if self.is_causal else "encoder"
 
     def is_local(self, layer: int) -> bool:
         """Say whether a layer attends inside the local window only."""

@@ -8,9 +8,9 @@ Sums are never averaged here: the step divides once, by the count over all micro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,37 @@ from torch import Tensor, nn
 from seedbed.batch import Batch, Hidden, Targets
 from seedbed.config import Config
 from seedbed.data.draws import Draws
-from seedbed.data.views import Rows
+from seedbed.data.views import Rows, RowSource, View, WindowView
+from seedbed.errors import IncompatibleError
+from seedbed.models.config import Stack
+from seedbed.models.language_model import LanguageModel
 from seedbed.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Objective", "ObjectiveConfig", "Prediction", "Term", "Vocabulary", "count_targets", "features_at"]
+__all__ = [
+    "Answer",
+    "Objective",
+    "ObjectiveConfig",
+    "Prediction",
+    "Term",
+    "Vocabulary",
+    "check_sizes",
+    "count_targets",
+    "cross_entropy",
+    "features_at",
+]
+
+Answer = Literal["tokens", "classes", "other"]
+"""What a term predicts: tokens of the text, classes given as targets, or something whose chance the objective knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Hold what an objective must know of the tokenizer: sizes and ids, no text."""
+    """Hold what an objective must know of the tokenizer: sizes and ids; `encode` for lexicons only.
+
+    Attributes:
+        unused_ids: reserved special tokens in id order: sentinels of span corruption, marks of a prompt.
+        encode: text -> ids without special tokens; None for toys.
+    """
 
     vocab_size: int
     separator_id: int
@@ -38,6 +60,8 @@ class Vocabulary:
     sep_id: int | None = None
     mask_id: int | None = None
     bos_id: int | None = None
+    unused_ids: tuple[int, ...] = ()
+    encode: Callable[[str], list[int]] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
@@ -51,6 +75,8 @@ class Vocabulary:
             sep_id=tokenizer.sep_id,
             mask_id=tokenizer.mask_id,
             bos_id=tokenizer.bos_id,
+            unused_ids=tokenizer.unused_ids,
+            encode=tokenizer.encode,
         )
 
     def role_ids(self) -> dict[str, int]:
@@ -98,7 +124,23 @@ class Term:
 
 
 class ObjectiveConfig(Config):
-    """Base of the objective configs; a new objective is one file with a subclass and one line in `OBJECTIVES`."""
+    """Base of the objective configs; a new objective is one file with a subclass and one line in `OBJECTIVES`.
+
+    The class variables are what `seedbed strategies` prints and what a wrong combination is refused by.
+    """
+
+    source: ClassVar[str] = ""
+    """The paper: names, year, arXiv id."""
+    fits: ClassVar[tuple[Stack, ...]] = ()
+    """Kinds of model it trains."""
+    needs: ClassVar[str] = "windows of text"
+    """What of the store, the vocabulary or the user's files it reads."""
+    default_model: ClassVar[str] = ""
+    """The family meant where a recipe names this objective and no model; a key in MODELS."""
+    use: ClassVar[str] = ""
+    """When to choose it, in one line."""
+    speaks: ClassVar[Literal["fill_mask", "generate", "nothing"]] = "nothing"
+    """How the trained model answers in samples: it fills masks, goes on with text, or has no such head."""
 
     name: str = Field("", description="Which objective; see OBJECTIVES.")
     label_smoothing: float = Field(
@@ -123,31 +165,76 @@ class ObjectiveConfig(Config):
 
 
 class Objective(ABC):
-    """Turn rows into a batch with targets, and hidden states into losses."""
+    """Turn rows into a batch with targets, and hidden states into losses.
+
+    Attributes:
+        view: name of the view its rows come from; part of the key of its draws.
+        terms: names of its loss terms, in order.
+        answers: what each term predicts; decides which baseline a loss is shown beside. Terms left out predict tokens.
+        group_rows: rows that must stay together (in-batch negatives); micro-batches are multiples of it.
+    """
 
     view: str = "windows"
     terms: tuple[str, ...] = ()
+    answers: Mapping[str, Answer] = {}
+    group_rows: int = 1
     config: ObjectiveConfig
     vocabulary: Vocabulary
     row_length: int
     is_segmented: bool
+
+    def __init__(
+        self, config: ObjectiveConfig, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool
+    ) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+        self.row_length = row_length
+        self.is_segmented = is_segmented
 
     @property
     @abstractmethod
     def raw_row_length(self) -> int:
         """Tokens of the store in a row, before special tokens are added."""
 
-    @abstractmethod
+    def make_view(self, source: RowSource) -> View:
+        """Return the view of a split this objective reads its rows from: dense windows unless overridden."""
+        return WindowView(
+            source.tokens, length=self.raw_row_length, document_order_key=source.document_order_key
+        )
+
     def check(self, model: Any) -> None:
-        """Refuse a model description (`TransformerConfig`) this objective does not fit.
+        """Refuse a model description (`TransformerConfig`) this objective does not fit; overriders call this first.
 
         Raises:
             IncompatibleError: says what to change.
         """
+        config = self.config
+        if model.stack not in config.fits:
+            raise IncompatibleError(
+                f"objective {config.name} trains {' or '.join(map(_STACKS.__getitem__, config.fits))}, but the model is"
+                f" {_STACKS[model.stack]}.",
+                hint=f"model.name={config.default_model}, or another objective (`seedbed strategies` lists what fits)",
+            )
+        check_sizes(model, self.vocabulary, self.row_length)
 
-    @abstractmethod
-    def modules(self, trunk: nn.Module, head: nn.Module) -> dict[str, nn.Module]:
-        """Return the modules that train, by name; "trunk" and "head" are the model that is exported."""
+    def modules(self, trunk: nn.Module, head: nn.Module, *, seed: int = 0) -> dict[str, nn.Module]:
+        """Return the modules that train, by name: "trunk", "head", and what the objective adds, initialised from `seed`.
+
+        A module that an objective does not use is left out, so that nothing without a gradient is updated or decayed.
+        """
+        return {"trunk": trunk, "head": head}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Return modules that only answer (a teacher): moved with the rest, passed to `losses`, never saved."""
+        return {}
+
+    def exported(self, model: LanguageModel, modules: Mapping[str, nn.Module]) -> LanguageModel:
+        """Return what a finished run exports, made of the model it began with and the trained modules."""
+        return model
+
+    def chance(self, term: str) -> float | None:
+        """Return the loss of a term (answer "other") for a model that knows nothing, nats; None: not known beforehand."""
+        return None
 
     @abstractmethod
     def make_batch(
@@ -202,6 +289,27 @@ class Objective(ABC):
             )
             for term, prediction in predictions.items()
         }
+
+
+_STACKS: dict[str, str] = {
+    "encoder": "an encoder (looks to both sides)",
+    "decoder": "a decoder (looks to the left)",
+    "encoder_decoder": "an encoder-decoder",
+}
+
+
+def check_sizes(model: Any, vocabulary: Vocabulary, row_length: int) -> None:
+    """Refuse a model with fewer embeddings than the vocabulary, or with fewer positions than a row."""
+    if model.vocab_size < vocabulary.vocab_size:
+        raise IncompatibleError(
+            f"the model has {model.vocab_size} token embeddings, the tokenizer {vocabulary.vocab_size} tokens.",
+            hint="build the model for this tokenizer",
+        )
+    if row_length > model.max_length:
+        raise IncompatibleError(
+            f"data.row_length is {row_length}, but the model has {model.max_length} positions.",
+            hint=f"model.max_length={row_length}, or data.row_length={model.max_length}",
+        )
 
 
 def count_targets(targets: Targets) -> float:

@@ -8,7 +8,7 @@ that each token of the store is a target exactly once an epoch; elsewhere rows o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,15 +17,20 @@ from torch import Tensor, nn
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
-from seedbed.errors import IncompatibleError
 from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary, features_at
-from seedbed.objectives.rows import check_sizes, dense_batch
+from seedbed.objectives.rows import dense_batch
 
 __all__ = ["CausalLM", "CausalLMConfig"]
 
 
 class CausalLMConfig(ObjectiveConfig):
     """Causal language modelling (GPT)."""
+
+    source: ClassVar = "GPT-2 (Radford et al., 2019)"
+    fits: ClassVar = ("decoder",)
+    default_model: ClassVar = "llama"
+    use: ClassVar = "text generation, likelihoods; every token is a target"
+    speaks: ClassVar = "generate"
 
     name: Literal["causal_lm"] = Field("causal_lm", description="Causal language modelling.")
 
@@ -39,31 +44,10 @@ class CausalLM(Objective):
 
     terms = ("causal_lm",)
 
-    def __init__(
-        self, config: CausalLMConfig, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool
-    ) -> None:
-        self.config: CausalLMConfig = config
-        self.vocabulary = vocabulary
-        self.row_length = row_length
-        self.is_segmented = is_segmented
-
     @property
     def raw_row_length(self) -> int:
         """T: the separator before a row takes the place of its last token, which is only predicted."""
         return self.row_length
-
-    def check(self, model: Any) -> None:
-        """Refuse encoders, and models too short or with another vocabulary size."""
-        if not model.is_causal:
-            raise IncompatibleError(
-                "objective causal_lm needs a decoder, but the model looks to both sides.",
-                hint="model.name=gpt2 or llama, or objective.name=masked_lm",
-            )
-        check_sizes(model, self.vocabulary, self.row_length)
-
-    def modules(self, trunk: nn.Module, head: nn.Module) -> dict[str, nn.Module]:
-        """Return trunk and head."""
-        return {"trunk": trunk, "head": head}
 
     def for_evaluation(self) -> CausalLM:
         """Return the plain objective: a smoothed loss or a z-loss cannot be compared with anything."""

@@ -10,7 +10,7 @@ that do not fit; random replacements are ordinary tokens, never special ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,13 +23,20 @@ from seedbed.data.views import Rows
 from seedbed.errors import IncompatibleError
 from seedbed.hashing import threshold
 from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
-from seedbed.objectives.rows import check_sizes, dense_batch
+from seedbed.objectives.rows import dense_batch
 
 __all__ = ["MaskedLM", "MaskedLMConfig", "choose_targets"]
 
 
 class MaskedLMConfig(ObjectiveConfig):
     """Masked language modelling (BERT)."""
+
+    source: ClassVar = "BERT (Devlin et al., 2018, 1810.04805); Wettig et al. 2022, 2202.08005"
+    fits: ClassVar = ("encoder",)
+    needs: ClassVar = "windows of text, a mask token; word marks for whole words"
+    default_model: ClassVar = "modernbert"
+    use: ClassVar = "understanding: classification, tagging, search; stands many passes over little text"
+    speaks: ClassVar = "fill_mask"
 
     name: Literal["masked_lm"] = Field("masked_lm", description="Masked language modelling.")
     mask_rate: float = Field(0.15, gt=0.0, lt=1.0, description="Share of a row's tokens that are predicted.")
@@ -70,6 +77,7 @@ class MaskedLM(Objective):
     """Hide tokens, predict them; one term, "masked_lm"."""
 
     terms = ("masked_lm",)
+    config: MaskedLMConfig
 
     def __init__(
         self, config: MaskedLMConfig, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool
@@ -79,10 +87,7 @@ class MaskedLM(Objective):
                 "objective masked_lm needs a mask token; the vocabulary has none.",
                 hint="learn a tokenizer with seedbed (all have [MASK]), or choose objective.name=causal_lm",
             )
-        self.config: MaskedLMConfig = config
-        self.vocabulary = vocabulary
-        self.row_length = row_length
-        self.is_segmented = is_segmented
+        super().__init__(config, vocabulary, row_length=row_length, is_segmented=is_segmented)
         self._ordinary_ids = vocabulary.ordinary_ids()
         self._num_prefix = 0 if vocabulary.cls_id is None else 1
 
@@ -90,19 +95,6 @@ class MaskedLM(Objective):
     def raw_row_length(self) -> int:
         """T less the [CLS] that begins a row."""
         return self.row_length - self._num_prefix
-
-    def check(self, model: Any) -> None:
-        """Refuse decoders, and models too short or with another vocabulary size."""
-        if model.is_causal:
-            raise IncompatibleError(
-                "objective masked_lm needs an encoder, but the model looks only to the left.",
-                hint="model.name=modernbert or bert, or objective.name=causal_lm",
-            )
-        check_sizes(model, self.vocabulary, self.row_length)
-
-    def modules(self, trunk: nn.Module, head: nn.Module) -> dict[str, nn.Module]:
-        """Return trunk and head."""
-        return {"trunk": trunk, "head": head}
 
     def for_evaluation(self) -> MaskedLM:
         """Return 15 % single tokens with shares 80/10/10: the targets every masked model is compared on."""

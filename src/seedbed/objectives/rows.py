@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from seedbed.batch import Batch
 from seedbed.data.views import Rows, segments_of
-from seedbed.errors import IncompatibleError
-from seedbed.objectives.base import Vocabulary
 
-__all__ = ["check_sizes", "dense_batch"]
+__all__ = ["dense_batch"]
 
 
 def dense_batch(
@@ -54,17 +50,3 @@ def dense_batch(
         is_segmented=is_segmented,
         has_padding=not rows.is_full,
     )
-
-
-def check_sizes(model: Any, vocabulary: Vocabulary, row_length: int) -> None:
-    """Refuse a model with fewer embeddings than the vocabulary, or with fewer positions than a row."""
-    if model.vocab_size < vocabulary.vocab_size:
-        raise IncompatibleError(
-            f"the model has {model.vocab_size} token embeddings, the tokenizer {vocabulary.vocab_size} tokens.",
-            hint="build the model for this tokenizer",
-        )
-    if row_length > model.max_length:
-        raise IncompatibleError(
-            f"data.row_length is {row_length}, but the model has {model.max_length} positions.",
-            hint=f"model.max_length={row_length}, or data.row_length={model.max_length}",
-        )

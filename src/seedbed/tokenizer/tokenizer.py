@@ -8,6 +8,7 @@ says whether two tokenizers give the same ids, and flat arrays for the token sto
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,13 @@ class Tokenizer:
                 hint=f"it needs one of {', '.join(ROLES['eos'])}, or eos_token in tokenizer_config.json",
             )
         return found
+
+    @cached_property
+    def unused_ids(self) -> tuple[int, ...]:
+        """Return the ids kept free for objectives (`[unusedN]`, `<extra_id_N>` of T5), in the order of N."""
+        named = re.compile(r"(?:\[unused(\d+)\]|<extra_id_(\d+)>)")
+        found = ((named.fullmatch(token), i) for token, i in self._backend.get_vocab().items())
+        return tuple(i for _, i in sorted((int(m.group(1) or m.group(2)), i) for m, i in found if m))
 
     @property
     def algorithm(self) -> str:
