@@ -41,6 +41,19 @@ class TransformerConfig(Config):
     max_length: int = Field(
         ge=1, description="Longest row, tokens; also the size of a learned position table."
     )
+    embedding_size: int = Field(
+        0,
+        ge=0,
+        description="Width E of token, position and type embeddings, projected to D, and of the head's transform "
+        "(ALBERT, ELECTRA). 0: they are D wide and nothing is projected.",
+    )
+    num_layer_groups: int = Field(
+        0,
+        ge=0,
+        description="Groups of layers that share their weights (ALBERT): depth is cut into this many stretches, each of "
+        "which repeats one group. 0: every layer has weights of its own.",
+    )
+    layers_per_group: int = Field(1, ge=1, description="Different layers in a group, run in turn.")
     type_vocab_size: int = Field(0, ge=0, description="Sentence marks (A/B) with an embedding; 0: none.")
 
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm, or RMSNorm without centring.")
@@ -56,6 +69,12 @@ class TransformerConfig(Config):
     has_final_norm: bool = Field(True, description="Norm after the last layer.")
 
     positions: Literal["learned", "rope", "none"] = Field("rope", description="How order enters.")
+    position_offset: int = Field(
+        0,
+        ge=0,
+        description="Row of the learned position table that position 0 reads; the table is longer by as many rows "
+        "(RoBERTa: pad id + 1, BART: 2).",
+    )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     local_rope_theta: float = Field(10_000.0, gt=0, description="The same, in layers with local attention.")
     local_window: int = Field(
@@ -111,6 +130,19 @@ class TransformerConfig(Config):
             raise ValueError("norm_bias exists with norm=layer only")
         if self.query_stream and self.local_window:
             raise ValueError("a query stream and a local window do not go together")
+        if self.position_offset and self.positions != "learned":
+            raise ValueError("position_offset exists with positions=learned only")
+        if self.embedding_size and not self.head_transform:
+            raise ValueError("embedding_size needs head_transform, which brings features back to that width")
+        if self.num_layers % self.layers_per_group or (
+            self.layers_per_group > 1 and not self.num_layer_groups
+        ):
+            raise ValueError(
+                f"{self.num_layers} layers cannot be made of groups of {self.layers_per_group}; "
+                "layers_per_group must divide num_layers, and needs num_layer_groups"
+            )
+        if self.num_layer_groups * self.layers_per_group > self.num_layers:
+            raise ValueError(f"{self.num_layer_groups} layer groups do not fit in {self.num_layers} layers")
         wrong = {name: i for name, i in self.special_ids.items() if not 0 <= i < self.vocab_size}
         if wrong:
             raise ValueError(f"special ids outside the vocabulary of {self.vocab_size}: {wrong}")
@@ -129,6 +161,25 @@ class TransformerConfig(Config):
     def stack(self) -> Stack:
         """Return what kind of model it is, the word an objective asks for."""
         return "decoder" if self.is_causal else "encoder"
+
+    @property
+    def embedding_width(self) -> int:
+        """Return the width of the embedding tables: `embedding_size`, or D."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def num_stored_layers(self) -> int:
+        """Return how many layers have weights of their own."""
+        return self.num_layer_groups * self.layers_per_group or self.num_layers
+
+    def stored_layer(self, layer: int) -> int:
+        """Return which stored layer runs at a depth: itself, unless layers are shared."""
+        if not self.num_layer_groups:
+            return layer
+        repeats, inner = divmod(layer, self.layers_per_group)
+        # In floating point on purpose, as transformers does it: of 18 layers in 14 groups, layer 9 is of group 6, not 7.
+        group = int(repeats / (self.num_layers / self.layers_per_group / self.num_layer_groups))
+        return group * self.layers_per_group + inner
 
     def is_local(self, layer: int) -> bool:
         """Say whether a layer attends inside the local window only."""

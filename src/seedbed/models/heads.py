@@ -43,14 +43,17 @@ class CausalLMHead(LMHead):
 
 
 class MaskedLMHead(LMHead):
-    """The head of BERT and ModernBERT: dense, activation and norm (where the config has them), then the matrix."""
+    """The head of BERT and its kin: dense, activation and norm (where the config has them), then the matrix.
+
+    Where embeddings are factorised the dense layer brings features back to their width E (ALBERT, ELECTRA).
+    """
 
     def __init__(self, config: TransformerConfig, embedding: nn.Embedding) -> None:
         super().__init__(config, embedding)
         has = config.head_transform
-        width = config.hidden_size
-        self.dense = nn.Linear(width, width, bias=config.head_transform_bias) if has else None
-        self.norm = make_norm(config) if has else None
+        width = config.embedding_width
+        self.dense = nn.Linear(config.hidden_size, width, bias=config.head_transform_bias) if has else None
+        self.norm = make_norm(config, width) if has else None
 
     def transform(self, features: Tensor) -> Tensor:
         """Return the features the matrix is applied to."""

@@ -14,7 +14,7 @@ from seedbed.models.heads import LMHead, MaskedLMHead
 from seedbed.models.layers.norm import Norm
 from seedbed.models.transformer import Layer, Transformer
 
-__all__ = ["init_weights"]
+__all__ = ["init_linear", "init_weights"]
 
 
 @torch.no_grad()
@@ -47,6 +47,8 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
         draw.table(trunk.embedding.token_type.weight)
     if trunk.embedding.query is not None:
         draw.table(trunk.embedding.query)
+    if trunk.embedding.projection is not None:
+        draw.matrix(trunk.embedding.projection.weight)
     for layer in trunk.layers:
         assert isinstance(layer, Layer)
         draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])
@@ -64,6 +66,17 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
             if isinstance(part, Norm):
                 part.weight.fill_(1.0)
             if isinstance(part, nn.Linear | Norm | LMHead) and part.bias is not None:
+                part.bias.zero_()
+
+
+@torch.no_grad()
+def init_linear(module: nn.Module, config: TransformerConfig, *, seed: int) -> None:
+    """Initialise the linear layers of a module in place, in the order they were made: matrices as above, offsets 0."""
+    draw = _Draw(config, torch.Generator().manual_seed(seed))
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            draw.matrix(part.weight)
+            if part.bias is not None:
                 part.bias.zero_()
 
 

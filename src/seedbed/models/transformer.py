@@ -32,11 +32,13 @@ _QUERY_SITES = 1 << 16
 
 
 class Layer(nn.Module):
-    """One block: attention and feed-forward, each with a residual and a norm before or after."""
+    """One block: attention and feed-forward, each with a residual and a norm before or after.
+
+    A block knows its depth only when it runs: shared ones run at several.
+    """
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
-        self.index = index
         self.is_pre_norm = config.norm_place == "pre"
         has_norm = index > 0 or config.has_first_norm
         self.attention_norm = make_norm(config) if has_norm else nn.Identity()
@@ -50,6 +52,7 @@ class Layer(nn.Module):
         stream: Tensor | None,
         plan: AttentionPlan,
         *,
+        index: int,
         cache: Cache | None,
         dropout: Dropout | None,
         places: Tensor | None,
@@ -59,13 +62,14 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured.
 
-        With `at` (N,) the next content is computed at these flat positions only: (N, D).
+        `index` is the depth: it names captures, cache slots and dropout sites. With `at` (N,) the next content is computed
+        at these flat positions only: (N, D).
         """
         pre = self.is_pre_norm
         out, answer, captured = self.attention(
             self.attention_norm(x) if pre else x,
             plan,
-            layer=self.index,
+            layer=index,
             stream=self.attention_norm(stream) if pre and stream is not None else stream,
             cache=cache,
             dropout=dropout,
@@ -74,9 +78,9 @@ class Layer(nn.Module):
         )
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)
-        x = self._rest(x, out, dropout, site=3 * self.index, places=places, at=at)
+        x = self._rest(x, out, dropout, site=3 * index, places=places, at=at)
         if stream is not None and answer is not None:
-            site = _QUERY_SITES + 3 * self.index
+            site = _QUERY_SITES + 3 * index
             stream = self._rest(stream, answer, dropout, site=site, places=query_places)
         return x, stream, captured
 
@@ -110,7 +114,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_stored_layers))
         self.final_norm = make_norm(config) if config.has_final_norm else None
 
     def forward(
@@ -128,7 +132,7 @@ class Transformer(nn.Module):
         Args:
             batch: what to read; with a cache, the new tokens only.
             dropout_key: 0-d integer tensor; None means no dropout, whatever `training` says.
-            embedding_delta: (B, T, D) added to the token embeddings (adversarial passes).
+            embedding_delta: (B, T, E) added to the token embeddings (adversarial passes); E is D unless factorised.
             capture: names to return: "hidden.i" (0: embedding output, num_layers: before the final norm), "query.i", "key.i",
                 "value.i", "attention.i" (probabilities; that layer takes the unfused path).
             cache: past tokens; the new ones are appended to it.
@@ -167,16 +171,19 @@ class Transformer(nn.Module):
             if stream is not None and batch.query_at is not None:
                 query_places = dropout.places(batch.query_at)
                 stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, places=query_places)
+        x = self.embedding.project(x)
+        stream = self.embedding.project(stream) if stream is not None else None
 
         plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
         captured: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.layers):
+        for index in range(config.num_layers):
             if f"hidden.{index}" in wanted:
                 captured[f"hidden.{index}"] = x
-            x, stream, seen = layer(
+            x, stream, seen = self.layers[config.stored_layer(index)](
                 x,
                 stream,
                 plans[config.is_local(index)],
+                index=index,
                 cache=cache,
                 dropout=dropout,
                 places=places,

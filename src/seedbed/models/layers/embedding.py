@@ -12,16 +12,24 @@ __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """Sum token, learned position and token-type embeddings, then normalise where the config says so."""
+    """Sum token, learned position and token-type embeddings, then normalise where the config says so.
+
+    Tables are E wide, which is D unless the config factorises them; `project` then takes them to D, after dropout
+    (ALBERT, 1909.11942, section 3.1).
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width = config.embedding_width
+        self.position_offset = config.position_offset
         self.token = nn.Embedding(config.vocab_size, width)
-        self.position = nn.Embedding(config.max_length, width) if config.positions == "learned" else None
+        has_positions = config.positions == "learned"
+        num_positions = config.max_length + config.position_offset
+        self.position = nn.Embedding(num_positions, width) if has_positions else None
         self.token_type = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
-        self.norm = make_norm(config) if config.has_embedding_norm else None
+        self.norm = make_norm(config, width) if config.has_embedding_norm else None
         self.query = nn.Parameter(torch.zeros(width)) if config.query_stream else None
+        self.projection = nn.Linear(width, config.hidden_size) if config.embedding_size else None
 
     def forward(
         self,
@@ -30,7 +38,7 @@ class Embedding(nn.Module):
         token_type_ids: Tensor | None,
         delta: Tensor | None = None,
     ) -> Tensor:
-        """Embed ids (B, T); `delta` (B, T, D) is added to the token embeddings. Returns (B, T, D)."""
+        """Embed ids (B, T); `delta` (B, T, E) is added to the token embeddings. Returns (B, T, E), to be projected."""
         x = self.token(input_ids)
         if delta is not None:
             x = x + delta
@@ -44,7 +52,13 @@ class Embedding(nn.Module):
         assert self.query is not None
         return self._finish(self.query.expand(*position_ids.shape, -1), position_ids)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Return embeddings (B, T, E) as wide as the residual stream (B, T, D)."""
+        return x if self.projection is None else self.projection(x)
+
     def _finish(self, x: Tensor, position_ids: Tensor) -> Tensor:
         if self.position is not None:
-            x = x + self.position(position_ids)
+            x = x + self.position(
+                position_ids + self.position_offset if self.position_offset else position_ids
+            )
         return self.norm(x) if self.norm is not None else x

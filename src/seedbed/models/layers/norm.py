@@ -30,6 +30,6 @@ class Norm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def make_norm(config: TransformerConfig) -> Norm:
-    """Return a norm over the hidden size."""
-    return Norm(config.hidden_size, kind=config.norm, eps=config.norm_eps, has_bias=config.norm_bias)
+def make_norm(config: TransformerConfig, size: int | None = None) -> Norm:
+    """Return a norm of the config's kind over the hidden size, or another."""
+    return Norm(size or config.hidden_size, kind=config.norm, eps=config.norm_eps, has_bias=config.norm_bias)
