@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 
-__all__ = ["Activation", "Initialisation", "Stack", "TransformerConfig"]
+__all__ = ["Activation", "AttentionKind", "Initialisation", "Stack", "TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
+AttentionKind = Literal["dot_product"]
 Stack = Literal["encoder", "decoder", "encoder_decoder"]
 Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
 
@@ -84,6 +85,10 @@ class TransformerConfig(Config):
     )
     global_every_n: int = Field(
         1, ge=1, description="With a local window: layers 0, n, 2n, ... are global, the rest local."
+    )
+
+    attention_kind: AttentionKind = Field(
+        "dot_product", description="How queries meet keys; which trunk is built (models/trunks.py)."
     )
 
     activation: Activation = Field("gelu", description="gelu is the erf form; gelu_tanh its approximation.")

@@ -24,8 +24,8 @@ from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import make_head
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.presets import FamilyConfig
-from seedbed.models.transformer import Transformer
 from seedbed.models.translate import Weight
+from seedbed.models.trunks import make_trunk
 from seedbed.tensors import save_tensors
 
 __all__ = ["expressed", "read_huggingface", "write_huggingface"]
@@ -125,7 +125,7 @@ class _Stored:
         unexpected = sorted(set(places) - used - set(left_out))
         self._refuse({"missing": missing, "unexpected": unexpected})
 
-        trunk = Transformer(config)
+        trunk = make_trunk(config)
         model = LanguageModel(trunk, make_head(trunk) if has_head else None)
         parameters = dict(model.named_parameters())
         assert set(parameters) == set(sources), set(parameters) ^ set(sources)

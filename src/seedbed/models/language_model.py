@@ -16,6 +16,7 @@ from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.init import init_weights
 from seedbed.models.transformer import Transformer
+from seedbed.models.trunks import make_trunk
 from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["LanguageModel", "build_model"]
@@ -89,7 +90,7 @@ class LanguageModel(nn.Module):
                 f"{folder / _CONFIG} is not of format 1.",
                 hint="open it with the version of seedbed that wrote it",
             )
-        trunk = Transformer(validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG)))
+        trunk = make_trunk(validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG)))
         model = cls(trunk, make_head(trunk) if data.get("has_head") else None)
         own = {name: tuple(p.shape) for name, p in model.named_parameters()}
         stored = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -107,7 +108,7 @@ class LanguageModel(nn.Module):
 
 def build_model(config: TransformerConfig, *, seed: int) -> LanguageModel:
     """Return a new, initialised model; the same seed gives the same weights."""
-    trunk = Transformer(config)
+    trunk = make_trunk(config)
     head = make_head(trunk)
     init_weights(trunk, head, seed=seed)
     return LanguageModel(trunk, head)

@@ -5,7 +5,8 @@ Single-device code that never sees labels. Heads are in `heads.py`, initial valu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.attention import Attention, AttentionPlan, Table
-from seedbed.models.layers.dropout import Dropout
+from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
 from seedbed.models.layers.feed_forward import FeedForward
 from seedbed.models.layers.mask import additive, may_attend, query_plan, within_window
@@ -27,9 +28,6 @@ __all__ = ["Layer", "Transformer"]
 _BMM_MAX_LENGTH = 256
 """Longest row for which batched products beat the fused kernel on a CPU (3.1x at 128, 1.5x at 256, 0.9x at 512)."""
 
-_QUERY_SITES = 1 << 16
-"""Where the dropout sites of the query stream begin."""
-
 
 class Layer(nn.Module):
     """One block: attention and feed-forward, each with a residual and a norm before or after.
@@ -37,12 +35,12 @@ class Layer(nn.Module):
     A block knows its depth only when it runs: shared ones run at several.
     """
 
-    def __init__(self, config: TransformerConfig, index: int) -> None:
+    def __init__(self, config: TransformerConfig, index: int, attention: Attention) -> None:
         super().__init__()
         self.is_pre_norm = config.norm_place == "pre"
         has_norm = index > 0 or config.has_first_norm
         self.attention_norm = make_norm(config) if has_norm else nn.Identity()
-        self.attention = Attention(config)
+        self.attention = attention
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
 
@@ -80,7 +78,7 @@ class Layer(nn.Module):
             x = x.flatten(0, 1).index_select(0, at)
         x = self._rest(x, out, dropout, site=3 * index, places=places, at=at)
         if stream is not None and answer is not None:
-            site = _QUERY_SITES + 3 * index
+            site = QUERY_SITES + 3 * index
             stream = self._rest(stream, answer, dropout, site=site, places=query_places)
         return x, stream, captured
 
@@ -108,13 +106,19 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Map a batch to hidden states."""
+    """Map a batch to hidden states. A sibling has another attention and its own plans (see `trunks.py`)."""
+
+    attention_type: ClassVar[type[Attention]] = Attention
+    can_fuse: ClassVar[bool] = True
+    """The attention can use the fused kernel."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = Embedding(config)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_stored_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, index, self.attention_type(config)) for index in range(config.num_stored_layers)
+        )
         self.final_norm = make_norm(config) if config.has_final_norm else None
 
     def forward(
@@ -167,10 +171,10 @@ class Transformer(nn.Module):
             stream = self.embedding.embed_query(query_positions)
         if dropout is not None:
             places = dropout.places(torch.arange(start, start + x.shape[1], device=x.device))
-            x = dropout.hidden(x, site=_QUERY_SITES - 1, places=places)
+            x = dropout.hidden(x, site=QUERY_SITES - 1, places=places)
             if stream is not None and batch.query_at is not None:
                 query_places = dropout.places(batch.query_at)
-                stream = dropout.hidden(stream, site=2 * _QUERY_SITES - 1, places=query_places)
+                stream = dropout.hidden(stream, site=2 * QUERY_SITES - 1, places=query_places)
         x = self.embedding.project(x)
         stream = self.embedding.project(stream) if stream is not None else None
 
@@ -259,13 +263,13 @@ class Transformer(nn.Module):
         cache: Cache | None,
         start: int,
         wanted: Collection[str],
-    ) -> dict[bool, AttentionPlan]:
+    ) -> Mapping[bool, AttentionPlan]:
         """Return how global (False) and local (True) layers attend, from plain fields where they suffice."""
         config = self.config
         device = segment_ids.device
         dtype = _compute_dtype(self.embedding.token.weight)
         total = start + segment_ids.shape[1]
-        is_fused = device.type != "cpu" or total > _BMM_MAX_LENGTH
+        is_fused = self.can_fuse and (device.type != "cpu" or total > _BMM_MAX_LENGTH)
         is_plainly_causal = (
             batch.attention == "causal" and start == 0 and not batch.is_segmented and not batch.has_padding
         )

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from seedbed.hashing import fold
 
-__all__ = ["Dropout", "keep_mask"]
+__all__ = ["QUERY_SITES", "Dropout", "keep_mask"]
+
+QUERY_SITES = 1 << 16
+"""Where the dropout sites of the query stream begin."""
 
 _M1, _M2 = 0x2C1B3C6D, 0x297A2D39
 
