@@ -24,7 +24,7 @@ from seedbed.corpus.rejects import Reject, Report
 from seedbed.corpus.sources import ByteStream, Source, WrongEndingError, open_source
 from seedbed.errors import disk_errors
 
-__all__ = ["END", "Limits", "read_source"]
+__all__ = ["END", "Limits", "delimited_fields", "read_source"]
 
 END: Line = (0, "")
 """Stands after the last line of each record."""
@@ -144,7 +144,10 @@ def _is_repeated(line: str, field: str) -> bool:
 def _csv_records(source: Source, lines: Iterator[Line], limits: Limits, report: Report) -> Iterator[Line]:
     """Yield the text column of CSV (RFC 4180: quotes) or TSV (as IANA registers it: no quotes) with a header line."""
     name, field = source.name, limits.text_field
-    records = _csv_fields(source, lines, limits, report)
+    is_tsv = source.format == "tsv"
+    records = delimited_fields(
+        name, lines, limits, report, delimiter="\t" if is_tsv else ",", is_quoted=not is_tsv
+    )
     header = next(records, None)
     if header is None:
         return
@@ -164,17 +167,17 @@ def _csv_records(source: Source, lines: Iterator[Line], limits: Limits, report: 
         yield from _text_lines(fields[at], start, name, report, spans_lines=True)
 
 
-def _csv_fields(
-    source: Source, lines: Iterator[Line], limits: Limits, report: Report
+def delimited_fields(
+    name: str, lines: Iterator[Line], limits: Limits, report: Report, *, delimiter: str, is_quoted: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the first line, fields) of each record.
+    """Yield (number of the first line, fields) of each record; quoted fields may hold delimiters and line ends.
 
     A record whose quotes do not work out costs its first line only: reading goes on with the line after it.
     """
-    if source.format == "tsv":
+    if not is_quoted:
         for number, line in lines:
             if line:
-                yield number, line.split("\t")
+                yield number, line.split(delimiter)
         return
     # The limit is a setting of the whole process; its default of 131072 characters is less than a document.
     csv.field_size_limit(max(csv.field_size_limit(), limits.max_record_bytes))
@@ -188,14 +191,15 @@ def _csv_fields(
         if not line:
             continue
         if '"' not in line:
-            yield number, line.split(",")
+            yield number, line.split(delimiter)
             continue
         taken: list[Line] = [first]
         try:
-            yield number, next(csv.reader(_record_lines(taken, next_line, limits), strict=True))
+            rows = csv.reader(_record_lines(taken, next_line, limits), delimiter=delimiter, strict=True)
+            yield number, next(rows)
         except csv.Error as error:
             reason = "a quote is not closed" if "unexpected end" in str(error) else f"not valid CSV: {error}"
-            report(Reject(source.name, number, "quote", reason))
+            report(Reject(name, number, "quote", reason))
             waiting.extendleft(reversed(taken[1:]))
 
 

@@ -36,6 +36,8 @@ class Rows:
         row_ids: (B,) int64 row numbers, unique within the view.
         epochs: (B,) int64.
         is_full: every row has L tokens; a plain bool, so that the usual case needs no look at data.
+        first_lengths: (B,) int64 tokens of the first of two texts in a row (task pairs, prompt and answer), or None.
+        labels: (B,) int64 classes or float32 scores of labelled examples, or None.
     """
 
     ids: Tensor
@@ -44,6 +46,8 @@ class Rows:
     row_ids: Tensor
     epochs: Tensor
     is_full: bool
+    first_lengths: Tensor | None = None
+    labels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
