@@ -9,7 +9,8 @@ from seedbed.data.store import SPECIAL, WORD
 from seedbed.data.views import RowReader, WindowView
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.models.llama import LlamaConfig
-from seedbed.objectives.masked_lm import MaskedLMConfig, choose_targets
+from seedbed.objectives.masked_lm import MaskedLMConfig
+from seedbed.objectives.masking import choose_targets
 from toys import VOCABULARY, ToySplit, toy_model, toy_reader
 
 
@@ -142,7 +143,7 @@ def test_masks_change_from_epoch_to_epoch():
 
 def test_the_rate_falls_over_the_run():
     objective = build(mask_rate=0.15, initial_mask_rate=0.45)
-    assert [round(objective.rate(p), 3) for p in (0.0, 0.5, 1.0)] == [0.45, 0.3, 0.15]
+    assert [round(objective.masking.rate(p), 3) for p in (0.0, 0.5, 1.0)] == [0.45, 0.3, 0.15]
     rows, draws = rows_of(4)
     assert objective.make_batch(rows, draws, progress=0.0)[1]["masked_lm"].at.shape[0] == 4 * round(0.45 * 16)
 

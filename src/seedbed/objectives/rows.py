@@ -8,7 +8,7 @@ from torch import Tensor
 from seedbed.batch import Batch
 from seedbed.data.views import Rows, segments_of
 
-__all__ = ["dense_batch"]
+__all__ = ["dense_batch", "places_behind"]
 
 
 def dense_batch(
@@ -49,4 +49,12 @@ def dense_batch(
         attention="causal" if causal else "full",
         is_segmented=is_segmented,
         has_padding=not rows.is_full,
+    )
+
+
+def places_behind(rows: Rows, num_prefix: int) -> Tensor:
+    """Return the flat position (B, L) int64 of each raw token in a batch with `num_prefix` tokens before each row."""
+    num_rows, length = rows.shape
+    return (
+        torch.arange(num_rows)[:, None] * (length + num_prefix) + num_prefix + torch.arange(length)[None, :]
     )
