@@ -12,9 +12,19 @@ from seedbed.models.language_model import LanguageModel, build_model
 
 VOCAB = 50
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alibi_encoder": ("modernbert", {"positions": "alibi", "local_window": 40, "global_every_n": 2}),
+    "alibi_decoder": ("llama", {"positions": "alibi", "num_kv_heads": 2}),
+    "sinusoidal_encoder": ("bert", {"positions": "sinusoidal", "embedding_scale": 3.0}),
+}
+"""Descriptions no family builds, by name: (family, changes)."""
+
 
 def small_model(name: str, **changes: Any) -> LanguageModel:
-    """Build a two-layer model whose every weight matters, with `changes` to its full description."""
+    """Build a small model of a family or variant whose every weight matters, with `changes` to its full description."""
+    name, own = VARIANTS.get(name, (name, {}))
+    if changes.get("query_stream"):
+        own = {key: value for key, value in own.items() if key not in ("local_window", "global_every_n")}
     section = MODELS[name].model_validate(
         {
             "num_layers": 3,
@@ -25,7 +35,7 @@ def small_model(name: str, **changes: Any) -> LanguageModel:
             "initialisation_std": 0.2,
         }
     )
-    model = build_model(section.build(vocab_size=VOCAB).updated(**changes), seed=1)
+    model = build_model(section.build(vocab_size=VOCAB).updated(**{**own, **changes}), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What holds for every architecture in MODELS."""
+"""What holds for every architecture in MODELS, and for descriptions that no family builds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from seedbed.models import MODELS
 from seedbed.models.cache import Cache
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.layers.dropout import Dropout
-from small_models import VOCAB, logits_of, native_attention, random_ids, small_model
+from seedbed.models.layers.position import alibi_bias
+from small_models import VARIANTS, VOCAB, logits_of, native_attention, random_ids, small_model
 
 KEY = torch.tensor(7, dtype=torch.int32)
-FAMILIES = sorted(MODELS)
+FAMILIES = [*sorted(MODELS), *VARIANTS]
 DECODERS = [name for name in FAMILIES if small_model(name).config.is_causal]
 # 300 is above the length where the fused kernel takes over on a CPU.
 LENGTHS = [24, 300]
@@ -124,7 +125,7 @@ def test_padded_rows_give_finite_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["full", "causal", "order"])
-@pytest.mark.parametrize("name", ["bert", "llama", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "llama", "modernbert", "alibi_encoder", "alibi_decoder"])
 def test_both_attention_paths_agree(name: str, attention: str) -> None:
     """Capturing probabilities forces the unfused path, so the same layer can be run both ways."""
     changes = {"local_window": 40, "global_every_n": 2} if name == "modernbert" else {}
@@ -161,7 +162,7 @@ def test_both_attention_paths_agree(name: str, attention: str) -> None:
         if model.config.is_local(layer):
             allowed = allowed & ((index[:, None] - index).abs() <= 20)
         assert (p[(~allowed)[:, None].expand_as(p)] == 0).all()
-        assert (p[allowed[:, None].expand_as(p)] > 0).float().mean() > 0.99
+        assert (p[allowed[:, None].expand_as(p)] > 0).float().mean() > (0.5 if "alibi" in name else 0.99)
 
 
 @pytest.mark.parametrize("attention", ["full", "causal"])
@@ -244,7 +245,7 @@ def test_embedding_delta_moves_the_output_and_takes_gradients(name: str) -> None
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_capture_returns_what_it_names(name: str) -> None:
-    model = small_model(name)
+    model = small_model(name, num_kv_heads=4)
     batch = Batch(random_ids(2, 9), attention=native_attention(model))
     names = ["hidden.0", "hidden.3", "query.1", "key.2", "value.0", "attention.1"]
     hidden = model.trunk(batch, capture=names)
@@ -259,6 +260,8 @@ def test_capture_returns_what_it_names(name: str) -> None:
         2, 3
     )
     scores = scores / 8**0.5
+    if model.config.positions == "alibi":
+        scores = scores + alibi_bias(torch.arange(9)[None], torch.arange(9)[None], 4, scores.dtype)
     if model.config.is_causal:
         scores = scores.masked_fill(~torch.ones(9, 9, dtype=torch.bool).tril(), float("-inf"))
     torch.testing.assert_close(scores.softmax(-1), hidden.captured["attention.1"])
@@ -287,7 +290,7 @@ def test_computing_only_target_places_changes_nothing(name: str) -> None:
         small_model(name).trunk(batch, at=at, capture=["hidden.3"])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_bfloat16_stays_close_to_float32(name: str) -> None:
     """Stated bound: over unit-scale logits, autocast moves a log-probability by less than 0.05 on average."""
     section = MODELS[name].model_validate({"preset": "tiny"})
@@ -444,3 +447,27 @@ def test_tied_weights_are_one_parameter(name: str) -> None:
     assert twin.head.weight is twin.trunk.embedding.token.weight
     untied = small_model(name, tie_embeddings=False)
     assert untied.head.weight is not untied.trunk.embedding.token.weight
+
+
+@pytest.mark.parametrize("name", ["alibi_encoder", "alibi_decoder", "sinusoidal_encoder"])
+def test_order_enters_through_every_position_scheme(name: str) -> None:
+    """Without positions an encoder gives a token the same output wherever it stands."""
+    ids = random_ids(1, 12)
+    turned = ids.roll(3, 1)
+    for positions, is_blind in (("none", True), (None, False)):
+        changes = {"is_causal": False, "local_window": 0, "global_every_n": 1}
+        model = small_model(name, **changes, **({"positions": positions} if positions else {}))
+        moved = logits_of(model, Batch(turned)).roll(-3, 1)
+        assert torch.allclose(moved, logits_of(model, Batch(ids)), atol=1e-4) == is_blind
+
+
+def test_alibi_reads_the_positions_it_is_given() -> None:
+    model = small_model("alibi_decoder")
+    ids = random_ids(1, 8)
+    whole = logits_of(model, Batch(ids, attention="causal"))
+    shifted = torch.arange(5, 13)[None]
+    torch.testing.assert_close(logits_of(model, Batch(ids, position_ids=shifted, attention="causal")), whole)
+    stretched = torch.arange(8)[None] * 2
+    assert not torch.allclose(
+        logits_of(model, Batch(ids, position_ids=stretched, attention="causal")), whole, atol=1e-3
+    )

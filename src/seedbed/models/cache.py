@@ -24,6 +24,7 @@ class Cache:
     Attributes:
         keys, values: (L, B, G, S, K) for L layers, G key-value heads and S slots; keys are already rotated.
         segment_ids: (B, S) int32.
+        position_ids: (B, S) int64, for scores that depend on distance.
         attend_order: (B, S) int32, used with attention "order".
         length: slots filled.
     """
@@ -31,6 +32,7 @@ class Cache:
     keys: Tensor
     values: Tensor
     segment_ids: Tensor
+    position_ids: Tensor
     attend_order: Tensor
     length: int = 0
 
@@ -51,6 +53,7 @@ class Cache:
             keys=torch.zeros(shape, dtype=dtype, device=device),
             values=torch.zeros(shape, dtype=dtype, device=device),
             segment_ids=marks[0],
+            position_ids=torch.zeros((batch_size, max_length), dtype=torch.int64, device=device),
             attend_order=marks[1],
         )
 
@@ -71,6 +74,11 @@ class Cache:
             self.attend_order[:, start:end] = attend_order
         self.length = end
         return start
+
+    def place(self, position_ids: Tensor) -> Tensor:
+        """Note the positions (B or 1, T) of the tokens just reserved; return those of all so far, (B, S)."""
+        self.position_ids[:, self.length - position_ids.shape[1] : self.length] = position_ids
+        return self.position_ids[:, : self.length]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values (B, G, T, K) in the reserved slots; return all so far."""

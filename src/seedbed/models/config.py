@@ -69,12 +69,22 @@ class TransformerConfig(Config):
     )
     has_final_norm: bool = Field(True, description="Norm after the last layer.")
 
-    positions: Literal["learned", "rope", "none"] = Field("rope", description="How order enters.")
+    positions: Literal["learned", "sinusoidal", "rope", "alibi", "none"] = Field(
+        "rope",
+        description="How order enters. learned: a table of max_length vectors. sinusoidal: a fixed table (1706.03762). rope:"
+        " queries and keys are rotated (2104.09864). alibi: scores fall with distance, at a slope per head (2108.12409)."
+        " none: only through the causal mask.",
+    )
     position_offset: int = Field(
         0,
         ge=0,
         description="Row of the learned position table that position 0 reads; the table is longer by as many rows "
         "(RoBERTa: pad id + 1, BART: 2).",
+    )
+    embedding_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Token embeddings are multiplied by it before positions are added (sqrt(D) in 1706.03762).",
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     local_rope_theta: float = Field(10_000.0, gt=0, description="The same, in layers with local attention.")

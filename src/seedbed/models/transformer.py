@@ -6,6 +6,7 @@ Single-device code that never sees labels. Heads are in `heads.py`, initial valu
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from seedbed.models.layers.embedding import Embedding
 from seedbed.models.layers.feed_forward import FeedForward
 from seedbed.models.layers.mask import additive, may_attend, query_plan, within_window
 from seedbed.models.layers.norm import make_norm
-from seedbed.models.layers.position import restarting_positions, rotary_table
+from seedbed.models.layers.position import alibi_bias, restarting_positions, rotary_table
 
 __all__ = ["Layer", "Transformer"]
 
@@ -270,9 +271,12 @@ class Transformer(nn.Module):
         dtype = _compute_dtype(self.embedding.token.weight)
         total = start + segment_ids.shape[1]
         is_fused = self.can_fuse and (device.type != "cpu" or total > _BMM_MAX_LENGTH)
+        key_positions = positions if cache is None else cache.place(positions)
+        distance = self._distance_bias(positions, key_positions, dtype)
         is_plainly_causal = (
             batch.attention == "causal" and start == 0 and not batch.is_segmented and not batch.has_padding
         )
+        is_plainly_causal = is_plainly_causal and distance is None
         needs_bias = not is_fused or any(name.startswith("attention.") for name in wanted)
         needs_bias = needs_bias or config.attention_dropout > 0
 
@@ -280,6 +284,9 @@ class Transformer(nn.Module):
         if needs_bias or not is_plainly_causal or config.local_window:
             allowed = may_attend(batch, segment_ids, cache, start)
         query = query_plan(batch, segment_ids, batch.query_at, dtype) if batch.query_at is not None else None
+        if query is not None and query_positions is not None:
+            near = self._distance_bias(query_positions, key_positions, dtype)
+            query = replace(query, bias=query.bias if near is None else query.bias + near)
         plans = {}
         for is_local in {config.is_local(index) for index in range(config.num_layers)}:
             mask = allowed
@@ -288,7 +295,7 @@ class Transformer(nn.Module):
                 mask = near if allowed is None else allowed & near
             theta = config.local_rope_theta if is_local else config.rope_theta
             plans[is_local] = AttentionPlan(
-                bias=additive(mask, dtype),
+                bias=_total(additive(mask, dtype), distance),
                 is_causal=is_plainly_causal and not is_local,
                 is_fused=is_fused,
                 rotary=self._rotary(positions, theta, dtype),
@@ -297,11 +304,24 @@ class Transformer(nn.Module):
             )
         return plans
 
+    def _distance_bias(self, own: Tensor, theirs: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return what scores gain by distance, (B or 1, H, T, S), or None where they do not depend on it."""
+        if self.config.positions != "alibi":
+            return None
+        return alibi_bias(own, theirs, self.config.num_heads, dtype)
+
     def _rotary(self, positions: Tensor | None, theta: float, dtype: torch.dtype) -> Table | None:
         if positions is None or self.config.positions != "rope":
             return None
         cos, sin = rotary_table(positions, self.config.head_dim, theta, dtype)
         return cos[:, :, None], sin[:, :, None]  # (B or 1, T, 1, K)
+
+
+def _total(mask: Tensor | None, distance: Tensor | None) -> Tensor | None:
+    """Add two biases of which either may be missing."""
+    if mask is None or distance is None:
+        return distance if mask is None else mask
+    return mask + distance
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

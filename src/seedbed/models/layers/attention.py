@@ -25,7 +25,7 @@ class AttentionPlan:
     """How a batch attends in layers of one kind (global or local); made once and shared by them.
 
     Attributes:
-        bias: (B or 1, 1, T, S) additive mask, or None when nothing is masked.
+        bias: (B or 1, 1 or H, T, S) added to the scores: the mask, and what depends on distance. None: nothing.
         is_causal: the mask is exactly the causal one, so the fused kernel may be told so instead.
         is_fused: use the fused kernel.
         rotary: tables for the content (B or 1, T, 1, K), or None.
@@ -132,7 +132,7 @@ def attend(
         q: (B, H, T, K).
         k: (B, G, S, K); H is a multiple of G.
         v: the same shape.
-        bias: additive (B or 1, 1, T, S), or None.
+        bias: additive (B or 1, 1 or H, T, S), or None.
         dropout: drops probabilities, if given.
         site: names the place for it.
 

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.norm import make_norm
+from seedbed.models.layers.position import sinusoidal_table
 
 __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """Sum token, learned position and token-type embeddings, then normalise where the config says so.
+    """Sum token, position and token-type embeddings, then normalise where the config says so.
 
     Tables are E wide, which is D unless the config factorises them; `project` then takes them to D, after dropout
     (ALBERT, 1909.11942, section 3.1).
@@ -22,6 +23,8 @@ class Embedding(nn.Module):
         super().__init__()
         width = config.embedding_width
         self.position_offset = config.position_offset
+        self.scale = config.embedding_scale
+        self.is_sinusoidal = config.positions == "sinusoidal"
         self.token = nn.Embedding(config.vocab_size, width)
         has_positions = config.positions == "learned"
         num_positions = config.max_length + config.position_offset
@@ -38,10 +41,15 @@ class Embedding(nn.Module):
         token_type_ids: Tensor | None,
         delta: Tensor | None = None,
     ) -> Tensor:
-        """Embed ids (B, T); `delta` (B, T, E) is added to the token embeddings. Returns (B, T, E), to be projected."""
+        """Embed ids (B, T); `delta` (B, T, E) is added to the token embeddings, before their scale.
+
+        Returns (B, T, E), to be projected.
+        """
         x = self.token(input_ids)
         if delta is not None:
             x = x + delta
+        if self.scale != 1.0:
+            x = x * self.scale
         if self.token_type is not None:
             # BERT adds the type-0 vector where no types are given.
             x = x + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
@@ -61,4 +69,6 @@ class Embedding(nn.Module):
             x = x + self.position(
                 position_ids + self.position_offset if self.position_offset else position_ids
             )
+        if self.is_sinusoidal:
+            x = x + sinusoidal_table(position_ids, x.shape[-1], x.dtype)
         return self.norm(x) if self.norm is not None else x

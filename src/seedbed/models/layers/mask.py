@@ -65,7 +65,7 @@ class QueryPlan:
     """How the query stream of a batch attends the content stream.
 
     Attributes:
-        bias: (B, 1, Q, S) additive; rows without anyone to attend are all zero.
+        bias: (B, 1 or H, Q, S) additive; rows without anyone to attend hold no minus infinity.
         sees: (B, 1, Q, 1) float, 0 for those rows: their attention output is zero.
     """
 
