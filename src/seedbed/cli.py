@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fill-mask": ("seedbed.commands.fill_mask", "let a masked model complete a text"),
     "generate": ("seedbed.commands.generate", "let a causal model continue a text"),
     "report": ("seedbed.commands.report", "write a run's report.html"),
+    "strategies": (
+        "seedbed.commands.strategies",
+        "the objectives: what each needs, which models it trains, its source",
+    ),
     "config": ("seedbed.commands.config", "print a complete recipe with every key explained"),
     "env": ("seedbed.commands.env", "print what a bug report needs"),
 }

@@ -14,6 +14,7 @@ from seedbed.data.store import TokensConfig
 from seedbed.models import MODELS, FamilyConfig
 from seedbed.models.modernbert import ModernBertConfig
 from seedbed.objectives import OBJECTIVES, MaskedLMConfig, ObjectiveConfig
+from seedbed.objectives.mixture import MixtureConfig
 from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tokenizer.train import TokenizerConfig
@@ -21,11 +22,11 @@ from seedbed.training.config import DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
     ModelSection = FamilyConfig
-    ObjectiveSection = ObjectiveConfig
+    ObjectiveSection = ObjectiveConfig | MixtureConfig
     OptimSection = OptimizerConfig
 else:
     ModelSection = one_of(MODELS, default="modernbert")
-    ObjectiveSection = one_of(OBJECTIVES, default="masked_lm")
+    ObjectiveSection = one_of({**OBJECTIVES, "mixture": MixtureConfig}, default="masked_lm")
     OptimSection = one_of(OPTIMIZERS, default="adamw")
 
 __all__ = ["DEFAULT_MODELS", "Recipe"]
@@ -63,7 +64,7 @@ class Recipe(Config):
         if not isinstance(data, Mapping):
             return data
         objective, model = data.get("objective"), data.get("model", {})
-        name = objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", None)
+        name = _first_name(objective)
         if isinstance(model, Mapping) and "name" not in model and name in DEFAULT_MODELS:
             return {**data, "model": {**model, "name": DEFAULT_MODELS[name]}}
         return data
@@ -71,3 +72,13 @@ class Recipe(Config):
     def run_folder(self) -> Path:
         """Return the run's folder."""
         return Path(self.run).expanduser()
+
+
+def _first_name(objective: Any) -> Any:
+    """Return the name of an `objective` section as it was written: of a mixture, its first entry's."""
+    if isinstance(objective, Mapping):
+        entries = objective.get("entries")
+        if objective.get("name") == "mixture" and isinstance(entries, list) and entries:
+            return _first_name(entries[0].get("objective") if isinstance(entries[0], Mapping) else None)
+        return objective.get("name")
+    return getattr(objective, "name", None)

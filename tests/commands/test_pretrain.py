@@ -159,6 +159,33 @@ def test_stopping_and_resuming_changes_nothing(corpus, reference, tmp_path, monk
     assert outcome(tmp_path / "run") == outcome(reference[0])
 
 
+MIXTURE = {
+    "name": "mixture",
+    "entries": [
+        {"objective": {"name": "masked_lm"}, "weight": 2.0, "final_weight": 1.0},
+        {"objective": {"name": "masked_lm", "unit": "word", "mask_rate": 0.3}, "label": "words"},
+    ],
+}
+
+
+def test_a_mixture_trains_scores_each_entry_and_resumes_exactly(corpus, tmp_path, monkeypatch):
+    summary = train(values(corpus, tmp_path / "whole", objective=MIXTURE))
+    assert summary["objective"] == "mixture"
+    shares = {"masked_lm": 0.5, "words": 0.5}  # at the end
+    assert summary["valid_loss"] == pytest.approx(
+        sum(share * summary["valid"][f"{label}.loss"] for label, share in shares.items())
+    )
+    assert summary["baselines"]["unigram"] < summary["baselines"]["uniform"]
+    assert {"masked_lm.unigram", "words.unigram"} <= summary["baselines"].keys()
+    lines = (tmp_path / "whole" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    assert {"masked_lm.masked_lm", "words.masked_lm"} <= json.loads(lines[0])["losses"].keys()
+    data = values(corpus, tmp_path / "cut", objective=MIXTURE)
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=5, monkeypatch=monkeypatch)
+    train(data)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
 def test_another_seed_is_another_run(corpus, reference, tmp_path):
     train(values(corpus, tmp_path / "run", training={**values(corpus, tmp_path)["training"], "seed": 1}))
     assert outcome(tmp_path / "run") != outcome(reference[0])
@@ -278,7 +305,7 @@ def test_tensorboard_gets_steps_and_validations(corpus, tmp_path):
 def test_a_wrong_objective_for_the_model_is_refused_before_training(corpus, tmp_path):
     data = values(corpus, tmp_path / "run", objective={"name": "causal_lm"})
     data["model"]["name"] = "bert"
-    with pytest.raises(IncompatibleError, match="needs a decoder"):
+    with pytest.raises(IncompatibleError, match="trains a decoder"):
         train(data)
     assert not (tmp_path / "run" / "pretrain").exists()
 

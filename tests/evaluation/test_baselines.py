@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from seedbed.batch import Batch, Targets
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation import baselines
-from seedbed.evaluation.baselines import Baselines, corpus_baselines
+from seedbed.evaluation.baselines import Baselines, corpus_baselines, term_baselines
 from seedbed.evaluation.intrinsic import EvaluationSet
 from seedbed.objectives.base import Vocabulary
 
@@ -171,9 +172,55 @@ def test_nothing_to_score_is_an_error() -> None:
         corpus_baselines(EvaluationSet([], 0, 0), Stream([6, 7]), VOCABULARY)
 
 
-def test_targets_of_another_stream_are_refused() -> None:
-    targets = Targets(torch.tensor([0]), torch.tensor([6]), stream="query")
+@pytest.mark.parametrize("stream", ["decoder", "query"])
+def test_every_stream_sees_the_same_left_token(stream: str) -> None:
+    """The same tokens predicted in a decoder, or by a query stream, have the baselines of a masked row."""
+    train, row, columns = [6, 7, 8, 6, 7, 9, 6, 7, 8], [6, 7, 8, 6, 7], [1, 4]
+    masked = corpus_baselines(_masked_set([row], [columns]), Stream(train), VOCABULARY)
+    ids = torch.tensor([[CLS, *row]])
+    values = torch.tensor([row[c] for c in columns])
+    if stream == "decoder":
+        batch = Batch(torch.tensor([[MASK]]), decoder_input_ids=ids)
+        targets = Targets(torch.tensor(columns), values, stream="decoder")
+    else:
+        batch = Batch(ids, query_at=torch.tensor([[c + 1 for c in columns]]), attention="order")
+        targets = Targets(torch.arange(2), values, stream="query")
+    found = corpus_baselines(EvaluationSet([(batch, {"t": targets})], 1, 1), Stream(train), VOCABULARY)
+    assert found.losses() == pytest.approx(masked.losses())
+
+
+def test_values_that_are_no_tokens_are_refused() -> None:
+    targets = Targets(torch.tensor([0]), torch.tensor([0.5]))
     with pytest.raises(IncompatibleError):
         corpus_baselines(
             EvaluationSet([(Batch(torch.tensor([[6]])), {"q": targets})], 1, 1), Stream([6, 7]), VOCABULARY
         )
+
+
+class _Judged:
+    """Three terms: tokens, classes, and one that knows its chance."""
+
+    terms = ("masked_lm", "row", "pairs")
+    answers: ClassVar = {"row": "classes", "pairs": "other"}
+    vocabulary = VOCABULARY
+
+    def for_evaluation(self):
+        return self
+
+    def chance(self, term):
+        return 1.5
+
+    def weights(self, progress):
+        return {"masked_lm": 1.0, "row": 2.0, "pairs": 0.5}
+
+
+def test_terms_that_predict_no_tokens_have_a_chance() -> None:
+    made = _masked_set([[6, 7, 8, 6]], [[1, 2]])
+    batch, targets = made.batches[0]
+    classes = Targets(torch.arange(4), torch.tensor([0, 1, 1, 1]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    made = EvaluationSet([(batch, {**targets, "row": classes})], 1, 1)
+    found = term_baselines(_Judged(), made, Stream([6, 7, 8, 6, 7]))
+    entropy = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    assert found["row.chance"] == pytest.approx(entropy)
+    assert found["pairs.chance"] == 1.5
+    assert found["chance"] == pytest.approx(found["masked_lm.unigram"] + 2 * entropy + 0.75)

@@ -89,7 +89,7 @@ def test_every_kind_of_field_survives(tmp_path: Path) -> None:
     view = WindowView(ToySplit(20), length=15)
     build_validation(tmp_path / "run", _tokens(tmp_path / "t"), objective, view, ToySplit(), max_rows=8)
     _, baselines = load_validation(open_verified(tmp_path / "run" / "validation"))
-    with publish(tmp_path / "made", stage="validation", version=1) as draft:
+    with publish(tmp_path / "made", stage="validation", version=2) as draft:
         save_validation(draft.path, made, baselines)
     loaded, again = load_validation(open_verified(tmp_path / "made"))
     assert _same(loaded, made)
@@ -106,7 +106,7 @@ def test_it_is_made_once_and_then_read(tmp_path: Path, monkeypatch: pytest.Monke
         raise AssertionError("made again")
 
     monkeypatch.setattr(fixed_targets, "build_evaluation_set", never)
-    monkeypatch.setattr(fixed_targets, "corpus_baselines", never)
+    monkeypatch.setattr(fixed_targets, "term_baselines", never)
     # How a model trains (its rate, its smoothing) does not change what it is judged by.
     other = _objective("masked_lm", mask_rate=0.4, label_smoothing=0.1, unit="word")
     second, again = build_validation(tmp_path, tokens, other, view, ToySplit(), max_rows=10)

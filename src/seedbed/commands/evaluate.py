@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         stored, baselines = load_validation(open_verified(run_folder / "validation", stage="validation"))
         result["stored_targets"] = {
             "scores": score(objective, modules, stored, device=device, compute_dtype=dtype),
-            "baselines": baselines.losses(),
+            "baselines": baselines,
             "rows": stored.num_rows,
             "rows_of_split": stored.total_rows,
         }
@@ -178,7 +178,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         console.heading(f"stored validation targets ({stored['rows']} of {stored['rows_of_split']} rows)")
         console.table(
             _rows(stored["scores"], stored["baselines"]),
-            header=["", "this model", "uniform", "unigram", "bigram"],
+            header=["", "this model", *stored["baselines"]],
         )
     text = result["text"]
     console.heading(
@@ -186,7 +186,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     )
     console.table(
         _rows(result["scores"], result["baselines"]),
-        header=["", "this model", "uniform", "unigram", "bigram"],
+        header=["", "this model", *(result["baselines"] or {})],
     )
     sample = result.get("pseudo_log_likelihood")
     if sample:
@@ -199,14 +199,15 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
 
 def _rows(scores: dict[str, float], baselines: dict[str, float] | None) -> list[list[str]]:
-    floors = [f"{baselines[name]:.3f}" if baselines else "-" for name in ("uniform", "unigram", "bigram")]
+    floors = [f"{value:.3f}" for value in (baselines or {}).values()]
+    blank = [""] * len(floors)
     rows = [
         ["loss, nats a target", f"{scores['loss']:.3f}", *floors],
-        ["perplexity", f"{scores['perplexity']:.1f}", "", "", ""],
-        ["accuracy", f"{scores['accuracy']:.1%}", "", "", ""],
-        ["accuracy within five", f"{scores['accuracy_top5']:.1%}", "", "", ""],
-        ["targets", f"{scores['targets']:,.0f}", "", "", ""],
+        ["perplexity", f"{scores['perplexity']:.1f}", *blank],
+        ["accuracy", f"{scores['accuracy']:.1%}", *blank],
+        ["accuracy within five", f"{scores['accuracy_top5']:.1%}", *blank],
+        ["targets", f"{scores['targets']:,.0f}", *blank],
     ]
     if "bits_per_byte" in scores:
-        rows.insert(1, ["bits a byte", f"{scores['bits_per_byte']:.3f}", "", "", ""])
+        rows.insert(1, ["bits a byte", f"{scores['bits_per_byte']:.3f}", *blank])
     return rows

@@ -36,12 +36,14 @@ def run(options: argparse.Namespace) -> int:
             )
             return 128 + stop.signal_number
         report = write_report(recipe.run_folder())
-    baselines = summary["baselines"]
+    floors = ", ".join(
+        f"{name} {value:.3f}" for name, value in summary["baselines"].items() if "." not in name
+    )
     console.result(
         summary,
         text=(
-            f"validation loss {summary['valid_loss']:.3f} (unigram {baselines['unigram']:.3f}, bigram"
-            f" {baselines['bigram']:.3f}) after {duration(summary['train_seconds'])},"
+            f"validation loss {summary['valid_loss']:.3f}{f' (without a model: {floors})' if floors else ''}"
+            f" after {duration(summary['train_seconds'])},"
             f" {summary['tokens_per_second']:,.0f} tokens/s\n"
             f"model:  {summary['model']}   (opens in transformers as it is)\n"
             f"report: {report}\n"

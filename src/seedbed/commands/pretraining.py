@@ -16,7 +16,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,18 +29,20 @@ from seedbed.commands.console import Console, duration, quantity
 from seedbed.commands.samples import take_samples
 from seedbed.commands.stages import Prepared
 from seedbed.config import commented_yaml, validate
-from seedbed.data.views import RowReader, WindowView
+from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import IncompatibleError, disk_errors
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import score
 from seedbed.hashing import fold, key_from
 from seedbed.models.huggingface import expressed, write_huggingface
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.objectives.base import Vocabulary
+from seedbed.objectives.mixture import MixtureConfig, entries_of
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine, prepare_process
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.feed import Entry, Feed
 from seedbed.training.hooks import (
     CheckpointHook,
     Hook,
@@ -75,10 +77,9 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 class _Setting:
     """Hold what a run is made of, before its first step."""
 
-    objective: Objective
+    entries: list[Entry]
     model: LanguageModel
     state: TrainingState
-    reader: RowReader
     device: torch.device
     compute_dtype: torch.dtype
 
@@ -110,24 +111,7 @@ def pretrain(
         return _read_summary(prepared.run, done)
 
     setting = _assemble(recipe, prepared)
-    validation, baselines = build_validation(
-        prepared.run,
-        prepared.tokens,
-        setting.objective,
-        WindowView(prepared.store.split("validation"), length=setting.objective.raw_row_length),
-        prepared.store.split("train"),
-        max_rows=recipe.training.validation_rows,
-        replace=replace,
-    )
-
-    def evaluate() -> dict[str, float]:
-        return score(
-            setting.objective,
-            setting.state.learner.modules_by_name(),
-            validation,
-            device=setting.device,
-            compute_dtype=setting.compute_dtype,
-        )
+    evaluate, baselines = _validation(recipe, prepared, setting, replace=replace)
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is None:
@@ -156,8 +140,7 @@ def pretrain(
         console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
     samples_path = folder / "samples.json"
     if not samples_path.exists():
-        before = take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
-        write_json(samples_path, {"before": before})
+        write_json(samples_path, {"before": _samples(setting, prepared)})
 
     # Train.
     began = time.monotonic()
@@ -195,15 +178,17 @@ def pretrain(
             extra=trained,
         ),
     ]
+    feed = _feed(setting, plan)
     with _signals() as received, console.bars():
         outcome = fit(
             setting.state,
-            lambda state: _run_window(setting, state, recipe, plan),
+            lambda state: _run_window(setting, state, recipe, feed),
             num_windows=plan.num_windows,
             tokens_per_window=plan.rows_per_step * recipe.data.row_length,
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows),
             hooks=hooks,
             is_interrupted=lambda: bool(received),
+            labels=[entry.label for entry in setting.entries],
         )
     if outcome.reason == "interrupted":
         raise Interrupted(received[0], outcome.window)
@@ -214,7 +199,7 @@ def pretrain(
     if recipe.training.keep_best and memory.get("best_window") not in (None, outcome.window):
         checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
     scores = evaluate()
-    after = take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
+    after = _samples(setting, prepared)
     write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
@@ -234,7 +219,8 @@ def pretrain(
         "machine": describe_machine(recipe.runtime),
     }
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
-        write_huggingface(setting.model, draft.path)
+        modules = setting.state.learner.modules_by_name()
+        write_huggingface(setting.entries[0].objective.exported(setting.model, modules), draft.path)
         prepared.tokenizer.save(
             draft.path,
             kind="decoder" if setting.model.config.is_causal else "encoder",
@@ -254,46 +240,129 @@ def pretrain(
 def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
     vocabulary = Vocabulary.of(prepared.tokenizer)
-    objective = recipe.objective.build(
-        vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
-    )
+    sections = entries_of(recipe.objective)
+    objectives = [
+        section.objective.build(
+            vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+        )
+        for section in sections
+    ]
     description = recipe.model.build(
         vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
     )
-    objective.check(description)
+    for objective in objectives:
+        objective.check(description)
     expressed(description)  # refuse now what could not be exported when it is trained
     device = recipe.runtime.torch_device()
     model = build_model(description, seed=recipe.training.seed).to(device)
     assert model.head is not None
-    learner = Learner([objective], objective.modules(model.trunk, model.head)).to(device)
+    seed = recipe.training.seed
+    modules = [objective.modules(model.trunk, model.head, seed=seed) for objective in objectives]
+    learner = Learner(objectives, modules).to(device)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
-    view = WindowView(
+    source = RowSource(
         prepared.store.split("train"),
-        length=objective.raw_row_length,
-        document_order_key=recipe.training.seed if recipe.data.reorder_documents else None,
+        split="train",
+        document_order_key=seed if recipe.data.reorder_documents else None,
+        tokenizer=prepared.tokenizer,
     )
-    reader = RowReader(view, name=objective.view, seed=recipe.training.seed)
-    return _Setting(objective, model, state, reader, device, recipe.runtime.compute_dtype())
+    entries = []
+    for number, (section, objective) in enumerate(zip(sections, objectives, strict=True)):
+        # Entries of the same view draw apart: the view's name and the entry's number are the key.
+        name = f"{objective.view}:{number}" if number else objective.view
+        reader = RowReader(objective.make_view(source), name=name, seed=seed)
+        scale = 1.0
+        if isinstance(recipe.objective, MixtureConfig) and recipe.objective.size_temperature:
+            scale = reader.num_rows ** (1 / recipe.objective.size_temperature)
+        end = section.weight if section.final_weight is None else section.final_weight
+        entries.append(Entry(section.label, objective, reader, scale * section.weight, scale * end))
+    return _Setting(entries, model, state, device, recipe.runtime.compute_dtype())
 
 
-def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, plan: Plan) -> StepResult:
+def _validation(
+    recipe: Recipe, prepared: Prepared, setting: _Setting, *, replace: bool
+) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
+    """Return what scores the model at the stored targets of every entry, and the losses without a model.
+
+    With several entries names are prefixed `<label>.`, and `loss` is the sum by the entries' shares at the end of the run.
+    """
+    train = prepared.store.split("train")
+    source = RowSource(prepared.store.split("validation"), split="validation", tokenizer=prepared.tokenizer)
+    stored = [
+        build_validation(
+            prepared.run,
+            prepared.tokens,
+            entry.objective,
+            entry.objective.for_evaluation().make_view(source),
+            train,
+            max_rows=recipe.training.validation_rows,
+            replace=replace,
+            stage=f"validation-{number}" if number else "validation",
+        )
+        for number, entry in enumerate(setting.entries)
+    ]
+    total = sum(entry.end for entry in setting.entries)
+    shares = [entry.end / total for entry in setting.entries]
+
+    def together(each: Sequence[Mapping[str, float]], bare: Collection[str]) -> dict[str, float]:
+        if len(each) == 1:
+            return dict(each[0])
+        labelled = {
+            f"{entry.label}.{name}": value
+            for entry, found in zip(setting.entries, each, strict=True)
+            for name, value in found.items()
+        }
+        sums = {
+            name: sum(share * found[name] for share, found in zip(shares, each, strict=True))
+            for name in bare
+            if all(name in found for found in each)
+        }
+        return sums | labelled
+
+    def evaluate() -> dict[str, float]:
+        scores = [
+            score(
+                entry.objective,
+                setting.state.learner.modules_by_name(number),
+                stored[number][0],
+                device=setting.device,
+                compute_dtype=setting.compute_dtype,
+            )
+            for number, entry in enumerate(setting.entries)
+        ]
+        return together(scores, ["loss"])
+
+    return evaluate, together(
+        [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
+    )
+
+
+def _samples(setting: _Setting, prepared: Prepared) -> list[dict[str, Any]]:
+    """Return samples of the model, where an objective trains a head that speaks."""
+    if all(entry.objective.config.speaks == "nothing" for entry in setting.entries):
+        return []
+    return take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
+
+
+def _feed(setting: _Setting, plan: Plan) -> Feed:
+    return Feed(
+        setting.entries,
+        rows_per_step=plan.rows_per_step,
+        num_windows=plan.num_windows,
+        micro_batch_rows=plan.micro_batch_rows,
+    )
+
+
+def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: Feed) -> StepResult:
     """Do the step of `state.window`: everything about it follows from that number."""
     window = state.window
-    progress = window / max(1, plan.num_windows)
-    first = window * plan.rows_per_step
-    micro_batches = []
-    for start in range(first, first + plan.rows_per_step, plan.micro_batch_rows):
-        count = min(plan.micro_batch_rows, first + plan.rows_per_step - start)
-        batch, targets = setting.objective.make_batch(*setting.reader.read(start, count), progress=progress)
-        on_device = {term: target.to(setting.device) for term, target in targets.items()}
-        micro_batches.append(MicroBatch(batch.to(setting.device), on_device))
     return train_step(
         state.learner,
         state.optimizer,
-        micro_batches,
-        objectives=[setting.objective],
-        progress=progress,
-        learning_rate=recipe.optim.rate(window, plan.num_windows),
+        feed.micro_batches(window, device=setting.device),
+        objectives=[entry.objective for entry in setting.entries],
+        progress=window / max(1, feed.num_windows),
+        learning_rate=recipe.optim.rate(window, feed.num_windows),
         max_grad_norm=recipe.optim.max_grad_norm,
         dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
         compute_dtype=setting.compute_dtype,
@@ -305,23 +374,28 @@ def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -
     training = recipe.training
     rows = training.rows_per_step(recipe.data.row_length)
 
-    def sample(count: int) -> MicroBatch:
-        batch, targets = setting.objective.make_batch(*setting.reader.read(0, count), progress=0.0)
-        on_device = {term: target.to(setting.device) for term, target in targets.items()}
-        return MicroBatch(batch.to(setting.device), on_device)
+    def fitting(number: int, entry: Entry) -> int:
+        def sample(count: int) -> MicroBatch:
+            batch, targets = entry.objective.make_batch(*entry.reader.read(0, count), progress=0.0)
+            on_device = {term: target.to(setting.device) for term, target in targets.items()}
+            return MicroBatch(batch.to(setting.device), on_device, entry=number)
 
-    micro = training.micro_batch_rows or fit_micro_batch(
-        setting.state.learner,
-        sample,
-        rows_per_step=rows,
-        memory_bytes=recipe.runtime.memory_bytes(),
-        compute_dtype=setting.compute_dtype,
-    )
+        return fit_micro_batch(
+            setting.state.learner,
+            sample,
+            rows_per_step=rows,
+            memory_bytes=recipe.runtime.memory_bytes(),
+            compute_dtype=setting.compute_dtype,
+            group_rows=entry.objective.group_rows,
+        )
+
+    micro = training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.entries))
     probe = Plan(1000, rows, min(micro, rows), 0.0, "")
+    feed = _feed(setting, probe)
 
     def step(state: TrainingState, window: int) -> None:
         state.window = 500 + window  # half way: scheduled rates are at their mean
-        _run_window(setting, state, recipe, probe)
+        _run_window(setting, state, recipe, feed)
 
     def measure() -> tuple[float, float]:
         step_seconds = time_steps(step, setting.state)
@@ -410,8 +484,12 @@ def _describe(
     """Say what is about to happen."""
     parameters = sum(p.numel() for p in setting.state.parameters().values())
     tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
-    split = setting.reader
-    epochs = plan.num_windows * plan.rows_per_step / split.num_rows
+    total = sum(entry.start + entry.end for entry in setting.entries)
+    passes = [
+        (entry.start + entry.end) / total * plan.num_windows * plan.rows_per_step / entry.reader.num_rows
+        for entry in setting.entries
+    ]
+    epochs = passes[0]
     console.note(
         f"{recipe.model.name} {recipe.model.preset}, {quantity(parameters, 'parameters')};"
         f" {recipe.objective.name}; {plan.num_windows:,} steps of {plan.rows_per_step} rows of"

@@ -58,8 +58,7 @@ def write_report(run: Path) -> Path:
     recipe = run / "recipe.yaml"
     summary = read(run / "summary.json")
     if not summary and (run / "validation").exists():  # unfinished: the floors are known all the same
-        floors = read(run / "validation" / "baselines.json")
-        summary = {"baselines": {name: floors[name] for name in ("uniform", "unigram", "bigram")}}
+        summary = {"baselines": read(run / "validation" / "baselines.json")}
     model = {key: value for key, value in resolved.get("model", {}).items() if value is not None}
     report = RunReport(
         name=run.name,

@@ -1,4 +1,4 @@
-"""Say what a corpus alone makes possible, at the very targets a model is scored at: uniform, unigram, bigram.
+"""Say what can be had without a model, at the very targets a model is scored at: uniform, unigram, bigram, chance.
 
 A loss means nothing by itself: it depends on the vocabulary and on the text. Beside these three it does. Counts come
 from the training split, are taken in one pass over it, and only for the pairs that occur among the targets, so that
@@ -18,9 +18,9 @@ from seedbed.batch import Batch, Targets
 from seedbed.data.views import TokenStream
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation.intrinsic import EvaluationSet
-from seedbed.objectives.base import Vocabulary
+from seedbed.objectives.base import Objective, Vocabulary
 
-__all__ = ["Baselines", "corpus_baselines"]
+__all__ = ["Baselines", "corpus_baselines", "term_baselines"]
 
 _CHUNK_TOKENS = 1 << 19
 _STRENGTHS = tuple(float(round(10 ** (e / 4), 3)) for e in range(-4, 17))
@@ -54,6 +54,51 @@ class Baselines:
         return {"uniform": self.uniform, "unigram": self.unigram, "bigram": self.bigram}
 
 
+def term_baselines(
+    objective: Objective, evaluation_set: EvaluationSet, train: TokenStream
+) -> dict[str, float]:
+    """Return the losses without a model for every term of an objective, in nats a target.
+
+    Terms that predict tokens have `uniform`, `unigram` and `bigram`; terms that predict classes `chance`, the entropy of
+    the classes among the targets (the best constant answer); others the objective's own `chance`, where it knows one.
+    With several terms, names are prefixed `<term>.`, and bare `chance` is the weighted sum of the terms' unigram or
+    chance, the figure the total loss stands beside; it is left out when a term has neither.
+    """
+    fixed = objective.for_evaluation()
+    found: dict[str, dict[str, float]] = {}
+    for term in fixed.terms:
+        answer = fixed.answers.get(term, "tokens")
+        if answer == "tokens":
+            found[term] = corpus_baselines(evaluation_set, train, fixed.vocabulary, term=term).losses()
+        elif answer == "classes":
+            found[term] = {"chance": _class_entropy(evaluation_set, term)}
+        else:
+            chance = fixed.chance(term)
+            found[term] = {} if chance is None else {"chance": chance}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    flat = {f"{term}.{name}": value for term, losses in found.items() for name, value in losses.items()}
+    floors = {term: losses.get("unigram", losses.get("chance")) for term, losses in found.items()}
+    weights = fixed.weights(1.0)
+    if all(floor is not None for floor in floors.values()):
+        flat["chance"] = sum(weights[term] * (floor or 0.0) for term, floor in floors.items())
+    return flat
+
+
+def _class_entropy(evaluation_set: EvaluationSet, term: str) -> float:
+    """Return the entropy of the classes among a term's targets, nats."""
+    values, weights = [], []
+    for _, targets in evaluation_set.batches:
+        target = targets[term]
+        values.append(target.values)
+        weights.append(torch.ones(target.at.shape) if target.weights is None else target.weights)
+    if not values or not float(torch.cat(weights).sum()):
+        raise DataError(f"the evaluation has no targets for {term}.", hint="give more validation text")
+    shares = torch.bincount(torch.cat(values), weights=torch.cat(weights).double())
+    shares = shares[shares > 0] / shares.sum()
+    return float(-(shares * shares.log()).sum())
+
+
 def corpus_baselines(
     evaluation_set: EvaluationSet, train: TokenStream, vocabulary: Vocabulary, *, term: str | None = None
 ) -> Baselines:
@@ -74,14 +119,14 @@ def corpus_baselines(
     BIAS: k is chosen from a grid on the targets themselves, which flatters the bigram by one fitted parameter.
 
     Args:
-        evaluation_set: rows and targets, masked or causal.
+        evaluation_set: rows and targets, of any stream.
         train: the training split, read in chunks.
         vocabulary: sizes and special ids.
         term: which loss term's targets; the first when None.
 
     Raises:
         DataError: there are no targets.
-        IncompatibleError: the targets are not tokens of the input stream.
+        IncompatibleError: the targets are not tokens.
     """
     left, values, weights = _pairs(evaluation_set, term)
     if values.size == 0:
@@ -135,19 +180,28 @@ def _pairs(
 
 def _left_of(batch: Batch, targets: Targets) -> torch.Tensor:
     """Return the original token to the left of each target, (N,) int64; -1 for a row's first."""
-    if targets.stream != "input" or targets.values.dtype.is_floating_point:
+    if targets.values.dtype.is_floating_point:
         raise IncompatibleError(
-            "baselines are defined for targets that are tokens of the input stream.",
+            "uniform, unigram and bigram are defined for targets that are tokens.",
             hint="name another term, or report this one without baselines",
         )
+    if targets.stream == "decoder":  # inputs are shifted: a target's place holds the token before it
+        assert batch.decoder_input_ids is not None
+        left = batch.decoder_input_ids.flatten()[targets.at]
+        return torch.where(targets.at % batch.decoder_input_ids.shape[1] == 0, -1, left)
     length = batch.input_ids.shape[1]
     original = batch.input_ids.flatten().clone()
-    if batch.attention == "causal":  # inputs are shifted: a target's place holds the token before it
-        left = original[targets.at]
+    at = targets.at
+    if targets.stream == "query":
+        assert batch.query_at is not None
+        offset = torch.arange(len(batch.query_at), device=at.device)[:, None] * length
+        at = (batch.query_at + offset).flatten()[at]
+    if batch.attention == "causal":  # shifted likewise
+        left = original[at]
     else:
-        original[targets.at] = targets.values
-        left = original[(targets.at - 1).clamp(min=0)]
-    return torch.where(targets.at % length == 0, -1, left)
+        original[at] = targets.values
+        left = original[(at - 1).clamp(min=0)]
+    return torch.where(at % length == 0, -1, left)
 
 
 def _count(

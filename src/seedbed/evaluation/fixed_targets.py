@@ -5,14 +5,14 @@ this program. Validation while training and `seedbed evaluate` on a run's own va
 
     validation/batches.safetensors   all tensors of all batches, named <batch>/<field> and <batch>/<term>/<field>
     validation/batches.json          the plain fields, and the numbers of rows
-    validation/baselines.json        what the corpus alone makes possible at these targets
+    validation/baselines.json        what can be had without a model at these targets, by name
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from seedbed.artifact import Artifact, current_stage, open_verified, publish_sta
 from seedbed.batch import Batch, Targets
 from seedbed.data.views import TokenStream, View
 from seedbed.errors import IntegrityError
-from seedbed.evaluation.baselines import Baselines, corpus_baselines
+from seedbed.evaluation.baselines import term_baselines
 from seedbed.evaluation.intrinsic import EVALUATION_SEED, EvaluationSet, build_evaluation_set
 from seedbed.objectives.base import Objective
 from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["STAGE", "VALIDATION_VERSION", "build_validation", "load_validation", "save_validation"]
 
-VALIDATION_VERSION = 1
+VALIDATION_VERSION = 2
 STAGE = "validation"
 
 
@@ -42,6 +42,7 @@ def build_validation(
     *,
     max_rows: int,
     replace: bool = False,
+    stage: str = STAGE,
 ) -> tuple[EvaluationSet, dict[str, float]]:
     """Return a run's stored evaluation and its baselines; make them first if the run has none that is current.
 
@@ -53,6 +54,7 @@ def build_validation(
         train: the training split, for the baselines' counts.
         max_rows: rows to take at most.
         replace: make the stage anew where it was made differently.
+        stage: folder in the run; further objectives of a mixture have their own.
 
     Raises:
         DataError: there is nothing to predict.
@@ -72,23 +74,24 @@ def build_validation(
         },
         "inputs": {"tokens": tokens.digest},
     }
-    artifact = current_stage(run, STAGE, replace=replace, **key)
+    artifact = current_stage(run, stage, replace=replace, **key)
     if artifact is None:
         made = build_evaluation_set(objective, view, max_rows=max_rows)
-        baselines = corpus_baselines(made, train, objective.vocabulary)
-        with publish_stage(run, STAGE, **key) as draft:
+        baselines = term_baselines(objective, made, train)
+        with publish_stage(run, stage, **key) as draft:
             save_validation(draft.path, made, baselines)
             draft.counts = {
                 "rows": made.num_rows,
                 "rows_of_split": made.total_rows,
-                "targets": baselines.num_targets,
+                "targets": sum(
+                    target.at.shape[0] for _, targets in made.batches for target in targets.values()
+                ),
             }
-        artifact = open_verified(run / STAGE, stage=STAGE, version=VALIDATION_VERSION)
-    evaluation_set, baselines = load_validation(artifact)
-    return evaluation_set, baselines.losses()
+        artifact = open_verified(run / stage, stage=stage, version=VALIDATION_VERSION)
+    return load_validation(artifact)
 
 
-def save_validation(folder: Path, evaluation_set: EvaluationSet, baselines: Baselines) -> None:
+def save_validation(folder: Path, evaluation_set: EvaluationSet, baselines: Mapping[str, float]) -> None:
     """Write an evaluation and its baselines into a folder."""
     tensors: dict[str, Tensor] = {}
     described: list[dict[str, Any]] = []
@@ -110,10 +113,10 @@ def save_validation(folder: Path, evaluation_set: EvaluationSet, baselines: Base
             "batches": described,
         },
     )
-    write_json(folder / "baselines.json", asdict(baselines))
+    write_json(folder / "baselines.json", dict(baselines))
 
 
-def load_validation(artifact: Artifact) -> tuple[EvaluationSet, Baselines]:
+def load_validation(artifact: Artifact) -> tuple[EvaluationSet, dict[str, float]]:
     """Read an evaluation and its baselines.
 
     Raises:
@@ -136,7 +139,7 @@ def load_validation(artifact: Artifact) -> tuple[EvaluationSet, Baselines]:
             f"{artifact.path} holds tensors that batches.json does not name: {sorted(tensors)[:3]}.",
             hint="rerun the stage",
         )
-    baselines = Baselines(**json.loads(artifact.file("baselines.json").read_text(encoding="utf-8")))
+    baselines: dict[str, float] = json.loads(artifact.file("baselines.json").read_text(encoding="utf-8"))
     return EvaluationSet(batches, described["num_rows"], described["total_rows"]), baselines
 
 

@@ -25,6 +25,8 @@ EVALUATION_SEED = 20_000_003
 
 _MAX_LOGITS = 1 << 26
 
+_RATES = {"correct": "accuracy", "correct_top5": "accuracy_top5"}
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
@@ -77,7 +79,8 @@ def score(
 ) -> dict[str, float]:
     """Return loss (nats a target), perplexity, accuracy (top 1), accuracy_top5 and the number of targets.
 
-    With several terms, names are prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights.
+    Every further sum k of a term (`Term.sums`) is reported as k, divided by the targets. With several terms, names are
+    prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights.
     """
     sums: dict[str, dict[str, float]] = {}
     objective = objective.for_evaluation()  # the plain loss, whatever smoothing or z-loss trains
@@ -89,10 +92,11 @@ def score(
         for batch, targets in evaluation_set.batches:
             on_device = {term: target.to(device) for term, target in targets.items()}
             terms = objective.losses(modules, batch.to(device), on_device, with_details=True)
+            counts = objective.counts(targets)
             for name, term in terms.items():
                 total = sums.setdefault(name, {"loss": 0.0, "count": 0.0})
                 total["loss"] += float(term.loss.double())
-                total["count"] += objective.counts({name: targets[name]})[name]
+                total["count"] += counts[name]
                 for key, value in term.sums.items():
                     total[key] = total.get(key, 0.0) + float(value)
     scores: dict[str, float] = {}
@@ -100,13 +104,10 @@ def score(
     for name, total in sums.items():
         prefix = "" if len(sums) == 1 else f"{name}."
         loss = total["loss"] / total["count"]
-        scores |= {
-            f"{prefix}loss": loss,
-            f"{prefix}perplexity": math.exp(min(loss, 700.0)),
-            f"{prefix}accuracy": total.get("correct", math.nan) / total["count"],
-            f"{prefix}accuracy_top5": total.get("correct_top5", math.nan) / total["count"],
-            f"{prefix}targets": total["count"],
-        }
+        rates = {key: value / total["count"] for key, value in total.items() if key not in ("loss", "count")}
+        scores |= {f"{prefix}loss": loss, f"{prefix}perplexity": math.exp(min(loss, 700.0))}
+        scores |= {f"{prefix}{_RATES.get(key, key)}": rate for key, rate in rates.items()}
+        scores[f"{prefix}targets"] = total["count"]
     if len(sums) > 1:
         scores["loss"] = sum(weights[name] * scores[f"{name}.loss"] for name in sums)
     return scores

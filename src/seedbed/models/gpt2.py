@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from seedbed.models.config import TransformerConfig
+from seedbed.models.config import Stack, TransformerConfig
 from seedbed.models.presets import FamilyConfig
 from seedbed.models.translate import (
     Weight,
@@ -36,6 +36,7 @@ _FIXED: dict[str, Any] = {
 class GPT2Config(FamilyConfig):
     """The classic decoder."""
 
+    stack: ClassVar[Stack] = "decoder"
     architectures: ClassVar[tuple[str, str]] = ("GPT2LMHeadModel", "GPT2Model")
     prefix: ClassVar[str] = "transformer."
     roots: ClassVar[tuple[str, ...]] = ("wte", "wpe", "h", "ln_f")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from seedbed.models.config import TransformerConfig
+from seedbed.models.config import Stack, TransformerConfig
 from seedbed.models.presets import FamilyConfig, gated_size
 from seedbed.models.translate import (
     Weight,
@@ -34,6 +34,7 @@ _FIXED: dict[str, Any] = {
 class LlamaConfig(FamilyConfig):
     """The modern decoder, and the default one."""
 
+    stack: ClassVar[Stack] = "decoder"
     architectures: ClassVar[tuple[str, str]] = ("LlamaForCausalLM", "LlamaModel")
     prefix: ClassVar[str] = "model."
     roots: ClassVar[tuple[str, ...]] = ("embed_tokens", "layers", "norm")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from seedbed.config import Config
-from seedbed.models.config import Initialisation, TransformerConfig
+from seedbed.models.config import Initialisation, Stack, TransformerConfig
 from seedbed.models.translate import Weight
 
 __all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
@@ -54,6 +54,9 @@ class FamilyConfig(Config):
     """Name of the output matrix where it is stored: always when untied, sometimes when tied."""
     harmless: ClassVar[dict[str, str]]
     """Tensors that may be there and are left out: a pattern, and why nothing is lost."""
+
+    stack: ClassVar[Stack] = "encoder"
+    """What kind of model the family is, before any recipe says more."""
 
     name: str = Field("", description="Which family; see MODELS.")
     preset: Preset = Field(

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seedbed.errors import MemoryLimitError
 from seedbed.training.config import TrainingConfig
-from seedbed.training.step import MicroBatch
+from seedbed.training.step import Learner, MicroBatch
 
 __all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
 
@@ -44,7 +44,7 @@ class Plan:
     note: str
 
 
-def saved_bytes(learner: nn.Module, micro: MicroBatch, *, compute_dtype: torch.dtype) -> int:
+def saved_bytes(learner: Learner, micro: MicroBatch, *, compute_dtype: torch.dtype) -> int:
     """Return the bytes autograd saves for the backward pass of one micro-batch, parameters not counted.
 
     Counted exactly through saved-tensor hooks, so the answer depends on the model and the rows alone, not on what the
@@ -60,7 +60,7 @@ def saved_bytes(learner: nn.Module, micro: MicroBatch, *, compute_dtype: torch.d
         return tensor
 
     device_type = next(learner.parameters()).device.type
-    scales = dict.fromkeys(micro.targets, 1.0)
+    scales = dict.fromkeys(learner.objectives[micro.entry].terms, 1.0)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
@@ -71,12 +71,13 @@ def saved_bytes(learner: nn.Module, micro: MicroBatch, *, compute_dtype: torch.d
 
 
 def fit_micro_batch(
-    learner: nn.Module,
+    learner: Learner,
     sample: Callable[[int], MicroBatch],
     *,
     rows_per_step: int,
     memory_bytes: int,
     compute_dtype: torch.dtype,
+    group_rows: int = 1,
 ) -> int:
     """Return the largest divisor of the step's rows whose forward and backward pass fit the memory, 64 at most.
 
@@ -86,23 +87,28 @@ def fit_micro_batch(
         rows_per_step: B.
         memory_bytes: allowed for one step, weights, gradients and optimizer included.
         compute_dtype: as in training.
+        group_rows: rows that must stay together.
 
     Raises:
-        MemoryLimitError: not even one row fits.
+        MemoryLimitError: not even one row (one group) fits.
     """
-    few = min(2, rows_per_step)
+    few = max(min(2, rows_per_step), group_rows)
     per_row = saved_bytes(learner, sample(few), compute_dtype=compute_dtype) / few * _SLACK
     fixed = 4 * sum(
         p.numel() * p.element_size() for p in learner.parameters()
     )  # weights, gradients, two moments
     fitting = int((memory_bytes - fixed) // per_row)
-    if fitting < 1:
+    if fitting < group_rows:
+        what = "one row" if group_rows == 1 else f"a group of {group_rows} rows"
         raise MemoryLimitError(
-            f"one row needs {(per_row + fixed) / 2**30:.2f} GiB ({fixed / 2**30:.2f} for weights, gradients and optimizer),"
+            f"{what} needs {(group_rows * per_row + fixed) / 2**30:.2f} GiB"
+            f" ({fixed / 2**30:.2f} for weights, gradients and optimizer),"
             f" the limit is {memory_bytes / 2**30:.2f} GiB.",
             hint="a smaller model.preset or data.row_length, or a higher runtime.memory_gib",
         )
-    limit = min(fitting, _MAX_MICRO_BATCH_ROWS, rows_per_step)
+    limit = min(fitting, max(_MAX_MICRO_BATCH_ROWS, group_rows), rows_per_step)
+    if group_rows > 1:
+        return limit // group_rows * group_rows
     return next(rows for rows in range(limit, 0, -1) if rows_per_step % rows == 0)
 
 

@@ -34,6 +34,7 @@ def fit(
     learning_rate: Callable[[int], float],
     hooks: Sequence[Hook],
     is_interrupted: Callable[[], bool] = lambda: False,
+    labels: Sequence[str] = (),
 ) -> Outcome:
     """Train from `state.window` to `num_windows`.
 
@@ -48,12 +49,16 @@ def fit(
         learning_rate: of a window, for the records.
         hooks: called in this order.
         is_interrupted: true once a signal has asked to stop; the step at hand is finished first.
+        labels: names of the entries of a mixture, for the records; none needed for one objective.
 
     Raises:
         NumericError: three non-finite gradients in a row; weights and optimizer are those before the first of them.
     """
     skips_in_a_row = 0
     unread: tuple[StepResult, int, float] | None = None
+
+    def name_of(key: tuple[int, str]) -> str:
+        return f"{labels[key[0]]}.{key[1]}" if len(labels) > 1 else key[1]
 
     def read() -> None:
         nonlocal unread, skips_in_a_row
@@ -68,8 +73,8 @@ def fit(
         record = StepRecord(
             window=window,
             step=window - state.num_skipped,
-            loss=sum(losses.values()),
-            losses={f"{entry}.{term}" if entry else term: loss for (entry, term), loss in losses.items()},
+            loss=sum(result.scales[key] * loss for key, loss in losses.items()),
+            losses={name_of(key): loss for key, loss in losses.items()},
             learning_rate=learning_rate(window - 1),
             gradient_norm=float(result.gradient_norm),
             is_skipped=not is_finite,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
+from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
 from seedbed.training.parallel import no_sync, sum_over_workers
 
@@ -36,12 +37,14 @@ class StepResult:
         gradient_norm: global L2 norm before clipping, 0-d float32.
         is_finite: 0-d bool; False means that nothing was changed.
         counts: targets of each (entry, term), over all workers.
+        scales: weight times share of rows of each (entry, term): their sum over losses is what was minimised.
     """
 
     losses: Mapping[tuple[int, str], Tensor]
     gradient_norm: Tensor
     is_finite: Tensor
     counts: Mapping[tuple[int, str], float]
+    scales: Mapping[tuple[int, str], float]
 
 
 class Perturbation(Protocol):
@@ -62,14 +65,49 @@ class Perturbation(Protocol):
 class Learner(nn.Module):
     """Hold everything that trains, and compute the weighted loss: the one module that is wrapped for several workers."""
 
-    def __init__(self, objectives: Sequence[Objective], modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        modules: Mapping[str, nn.Module] | Sequence[Mapping[str, nn.Module]],
+    ) -> None:
+        """Hold the modules of each objective; those several objectives name alike and are the same exist once.
+
+        Args:
+            objectives: by entry.
+            modules: what trains, by the names the objectives gave; one mapping for each, or one for all.
+        """
         super().__init__()
         self.objectives = list(objectives)
-        self.parts = nn.ModuleDict(modules)
+        each = [modules] * len(self.objectives) if isinstance(modules, Mapping) else list(modules)
+        assert len(each) == len(self.objectives)
+        self.parts = nn.ModuleDict()
+        self._names: list[dict[str, str]] = []
+        for entry, own in enumerate(each):
+            names = {}
+            for name, module in own.items():
+                is_new = name not in self.parts
+                key = name if is_new or self.parts[name] is module else f"{entry}-{name}"
+                self.parts[key] = module
+                names[name] = key
+            self._names.append(names)
+        # A plain list, not a registered module: what is frozen is neither trained nor saved.
+        self._frozen = [objective.frozen() for objective in self.objectives]
+        for frozen in self._frozen:
+            for module in frozen.values():
+                module.requires_grad_(False).eval()
 
-    def modules_by_name(self) -> dict[str, nn.Module]:
-        """Return what trains, by the names the objective gave."""
-        return dict(self.parts.items())
+    def modules_by_name(self, entry: int = 0) -> dict[str, nn.Module]:
+        """Return what an objective trains and what it only asks, by the names it gave."""
+        own = {name: self.parts[key] for name, key in self._names[entry].items()}
+        return own | self._frozen[entry]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move frozen modules along."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for frozen in self._frozen:
+            for module in frozen.values():
+                module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(
         self,
@@ -85,7 +123,7 @@ class Learner(nn.Module):
             t: target for t, target in micro.targets.items() if t in scales or t not in objective.terms
         }
         terms = objective.losses(
-            self.modules_by_name(),
+            self.modules_by_name(micro.entry),
             micro.batch,
             targets,
             dropout_key=dropout_key,
@@ -144,6 +182,8 @@ def train_step(
     num_passes = perturbation.num_passes if perturbation else 1
     for index, micro in enumerate(micro_batches):
         delta, gradient = None, None
+        # Row numbers are unique within a view only: the entries of a mixture drop apart.
+        key = dropout_key if dropout_key is None or not micro.entry else fold(dropout_key, micro.entry)
         for number in range(num_passes):
             pass_weight = 1.0
             if perturbation is not None:
@@ -168,7 +208,7 @@ def train_step(
                 with torch.autocast(
                     device_type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
                 ):
-                    loss, terms = learner(micro, scales, dropout_key, delta)
+                    loss, terms = learner(micro, scales, key, delta)
                 if pass_weight > 0.0:
                     loss.backward()
                     gradient = None if delta is None else delta.grad
@@ -177,8 +217,8 @@ def train_step(
                     (gradient,) = torch.autograd.grad(loss, delta)
             if number == 0:
                 for term, value in terms.items():
-                    key = (micro.entry, term)
-                    sums[key] = sums.get(key, torch.zeros_like(value)) + value
+                    place = (micro.entry, term)
+                    sums[place] = sums.get(place, torch.zeros_like(value)) + value
 
     # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -192,4 +232,6 @@ def train_step(
     optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     losses = {key: value / counts[key] for key, value in sums.items()}
-    return StepResult(losses, norm.detach(), is_finite, counts)
+    shares = {micro.entry: micro.share for micro in micro_batches}
+    minimised = {(entry, term): weights[entry][term] * shares[entry] for entry, term in losses}
+    return StepResult(losses, norm.detach(), is_finite, counts, minimised)

@@ -1,0 +1,92 @@
+"""Turn the number of a window into micro-batches: the whole data side of a run, a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from seedbed.data.views import RowReader
+from seedbed.errors import ConfigError
+from seedbed.objectives.base import Objective
+from seedbed.objectives.mixture import Share, rows_by_step
+from seedbed.training.step import MicroBatch
+
+__all__ = ["Entry", "Feed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One objective of a run with its rows.
+
+    Attributes:
+        label: its name in logs and scores.
+        objective: makes the batches.
+        reader: reads its rows.
+        start, end: its share of the rows, relative to the others, at the start and at the end of the run.
+    """
+
+    label: str
+    objective: Objective
+    reader: RowReader
+    start: float = 1.0
+    end: float = 1.0
+
+
+class Feed:
+    """Hand out the micro-batches of any window of a run.
+
+    Args:
+        entries: the objectives of the run.
+        rows_per_step: B over all entries.
+        num_windows: steps planned; shares and rates are scheduled over them.
+        micro_batch_rows: rows of one forward pass at most; entries with groups take whole groups.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], *, rows_per_step: int, num_windows: int, micro_batch_rows: int
+    ) -> None:
+        self.entries = list(entries)
+        self.num_windows = num_windows
+        self.micro_batch_rows = micro_batch_rows
+        shares = [Share(e.start, e.end, e.objective.group_rows) for e in entries]
+        self._rows: npt.NDArray[np.int64] = rows_by_step(
+            shares, rows_per_step=rows_per_step, num_steps=num_windows
+        )
+        self._starts = self._rows.cumsum(axis=0) - self._rows
+        for entry in entries:
+            group = entry.objective.group_rows
+            if 1 < micro_batch_rows < group:
+                raise ConfigError(
+                    f"{entry.label}: a group of {group} examples does not fit a forward pass of {micro_batch_rows} rows.",
+                    hint="its negatives come from the group; lower the group, or raise runtime.memory_gib",
+                )
+
+    def rows(self, window: int) -> list[int]:
+        """Return the rows each entry gives at a window."""
+        return [int(count) for count in self._rows[window]]
+
+    def micro_batches(self, window: int, *, device: torch.device | str = "cpu") -> list[MicroBatch]:
+        """Make the micro-batches of a window, entry by entry."""
+        progress = window / max(1, self.num_windows)
+        total = int(self._rows[window].sum())
+        made = []
+        for index, entry in enumerate(self.entries):
+            first, count = int(self._starts[window, index]), int(self._rows[window, index])
+            group = entry.objective.group_rows
+            size = max(group, self.micro_batch_rows // group * group)
+            for start in range(first, first + count, size):
+                rows, draws = entry.reader.read(start, min(size, first + count - start))
+                batch, targets = entry.objective.make_batch(rows, draws, progress=progress)
+                made.append(
+                    MicroBatch(
+                        batch.to(device),
+                        {term: target.to(device) for term, target in targets.items()},
+                        entry=index,
+                        share=count / total,
+                    )
+                )
+        return made
