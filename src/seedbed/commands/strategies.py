@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from seedbed.commands.console import Console
 
 EXAMPLES = """examples:
   seedbed strategies
   seedbed strategies --fits decoder
-  seedbed run recipe.yaml objective.name=causal_lm
 
-Several objectives train in one run with objective.name=mixture (docs/strategies.md)."""
+Switch with objective.name=... in a recipe; several objectives train in one run with objective.name=mixture (docs/strategies.md)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from seedbed.objectives import OBJECTIVES
 
     stacks = {name: kind.stack for name, kind in MODELS.items()}
-    strategies = [
+    strategies: list[dict[str, Any]] = [
         {
             "name": name,
             "fits": list(kind.fits),
@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         ]
     lines.append("models (model.name):")
     for stack in ("encoder", "decoder", "encoder_decoder"):
-        lines.append(f"    {stack:<16} {', '.join(name for name, kind in stacks.items() if kind == stack) or '-'}")
+        lines.append(
+            f"    {stack:<16} {', '.join(name for name, kind in stacks.items() if kind == stack) or '-'}"
+        )
     Console(as_json=options.json).result({"strategies": strategies}, text="\n".join(lines))
     return 0
