@@ -112,6 +112,23 @@ THEIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "activation_function": "gelu",
         },
     ),
+    "xlnet-odd-heads-clamped": (
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        {"d_model": 30, "n_layer": 2, "n_head": 3, "d_inner": 41, "clamp_len": 7, "layer_norm_eps": 1e-6},
+    ),
+    "xlnet-untied-relu": (
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        {
+            "d_model": 28,
+            "n_layer": 3,
+            "n_head": 4,
+            "d_inner": 50,
+            "ff_activation": "relu",
+            "tie_word_embeddings": False,
+        },
+    ),
     "llama-grouped": (
         "LlamaForCausalLM",
         "LlamaConfig",
@@ -160,7 +177,8 @@ def make_theirs(name: str) -> Any:
 
 def reopen(folder: Path, model: LanguageModel) -> Any:
     """Open a folder with the Auto class, refusing any key that is missing or unexpected."""
-    auto = transformers.AutoModelForCausalLM if model.config.is_causal else transformers.AutoModelForMaskedLM
+    causal = model.config.is_causal or model.config.family == "xlnet"  # They file XLNet's head there.
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     theirs, report = auto.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report
@@ -394,6 +412,11 @@ def test_misshapen_tensors_are_listed(tmp_path: Path) -> None:
         ("bert-odd-heads", {"num_attention_heads": 0}, "no valid model"),
         ("bert-odd-heads", {"hidden_size": "wide"}, "no valid model"),
         ("bert-odd-heads", {"model_type": "deberta"}, "deberta"),
+        ("xlnet-untied-relu", {"attn_type": "uni"}, "attn_type"),
+        ("xlnet-untied-relu", {"bi_data": True}, "bi_data"),
+        ("xlnet-untied-relu", {"same_length": True}, "same_length"),
+        ("xlnet-untied-relu", {"untie_r": False}, "untie_r"),
+        ("xlnet-untied-relu", {"d_model": 29}, "even hidden_size"),
         ("gpt2-odd-heads", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("llama-grouped", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "llama3"),
         ("llama-grouped", {"rope_scaling": {"type": "linear"}}, "rope_scaling"),

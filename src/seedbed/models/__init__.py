@@ -11,6 +11,7 @@ from seedbed.models.gpt2 import GPT2Config
 from seedbed.models.llama import LlamaConfig
 from seedbed.models.modernbert import ModernBertConfig
 from seedbed.models.presets import PRESETS, FamilyConfig
+from seedbed.models.xlnet import XLNetConfig
 
 __all__ = ["MODELS", "PRESETS", "FamilyConfig", "TransformerConfig"]
 
@@ -19,4 +20,5 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "gpt2": GPT2Config,
     "llama": LlamaConfig,
     "modernbert": ModernBertConfig,
+    "xlnet": XLNetConfig,
 }

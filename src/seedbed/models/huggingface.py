@@ -133,8 +133,13 @@ class _Stored:
         with torch.no_grad():
             for weight in table:
                 parts = [self.tensor(part) for part in sources[weight.name]]
-                value = torch.cat([part.T if weight.is_transposed else part for part in parts])
                 target = parameters[weight.name]
+                if weight.shape:
+                    if wrong := [tuple(part.shape) for part in parts if tuple(part.shape) != weight.shape]:
+                        misshapen.append(f"{' + '.join(sources[weight.name])} {wrong[0]} for {weight.shape}")
+                        continue
+                    parts = [_flattened(part, weight, target) for part in parts]
+                value = torch.cat([part.T if weight.is_transposed else part for part in parts])
                 if value.shape == target.shape:
                     target.copy_(value)
                 else:
@@ -171,6 +176,12 @@ class _Stored:
             )
 
 
+def _flattened(part: Tensor, weight: Weight, target: Tensor) -> Tensor:
+    """Return a tensor stored with more dimensions as the matrix or vector it is here (not yet transposed)."""
+    width = target.shape[1:].numel()
+    return part.reshape(width, -1) if weight.is_transposed else part.reshape(-1, *target.shape[1:])
+
+
 def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write `config.json` and `model.safetensors` so that `transformers` gives the same logits.
 
@@ -198,6 +209,7 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         for name, part in zip(weight.parts, torch.split(value, rows), strict=True):
             # Each tensor gets storage of its own: safetensors refuses views of one.
             part = (part.T if weight.is_transposed else part).clone(memory_format=torch.contiguous_format)
+            part = part.view(weight.shape) if weight.shape else part
             tensors[name.removeprefix(prefix)] = part
         for copy in weight.copies:
             tensors[copy] = value.clone()

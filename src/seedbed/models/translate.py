@@ -40,6 +40,7 @@ class Weight:
         parts: their names; stacked along the rows in this order.
         rows: rows of each part; empty when there is one.
         is_transposed: theirs is stored (in, out), as GPT-2's.
+        shape: shape of each part as theirs is stored, where it is not that of the matrix it is here (XLNet's (D, H, K)).
         copies: other names the same tensor is stored under: written too, and read when the first is missing.
     """
 
@@ -47,6 +48,7 @@ class Weight:
     parts: tuple[str, ...]
     rows: tuple[int, ...] = ()
     is_transposed: bool = False
+    shape: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
 
 
