@@ -235,10 +235,12 @@ def test_embedding_delta_moves_the_output_and_takes_gradients(name: str) -> None
     model = small_model(name).double()
     generator = torch.Generator().manual_seed(0)
     batch = Batch(random_ids(2, 9), attention=native_attention(model))
-    zero = torch.zeros(2, 9, 32, dtype=torch.float64, requires_grad=True)
+    width = model.config.embedding_width
+    zero = torch.zeros(2, 9, width, dtype=torch.float64, requires_grad=True)
     hidden = model.trunk(batch, embedding_delta=zero)
     torch.testing.assert_close(hidden.last, model.trunk(batch).last)
-    weights, direction = torch.randn(2, 2, 9, 32, dtype=torch.float64, generator=generator)
+    weights = torch.randn(2, 9, 32, dtype=torch.float64, generator=generator)
+    direction = torch.randn(2, 9, width, dtype=torch.float64, generator=generator)
     (gradient,) = torch.autograd.grad((hidden.last * weights).sum(), zero)
     step = 1e-5
     with torch.no_grad():
@@ -317,7 +319,8 @@ def test_bfloat16_stays_close_to_float32(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_weight(name: str) -> None:
     model = small_model(name)
-    types = torch.randint(0, 2, (2, 9)) if model.config.type_vocab_size else None
+    count = model.config.type_vocab_size
+    types = torch.arange(18).view(2, 9) % count if count else None
     batch = Batch(random_ids(2, 9), token_type_ids=types, attention=native_attention(model))
     if model.config.query_stream:
         order = torch.arange(9, dtype=torch.int32).expand(2, -1)

@@ -9,7 +9,15 @@ from typing import Any
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import Activation
 
-__all__ = ["Weight", "read_activation", "read_special_ids", "refuse_unless", "required", "write_activation"]
+__all__ = [
+    "ExtraHead",
+    "Weight",
+    "read_activation",
+    "read_special_ids",
+    "refuse_unless",
+    "required",
+    "write_activation",
+]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -50,6 +58,19 @@ class Weight:
     is_transposed: bool = False
     shape: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraHead:
+    """Say where a family's folder keeps a head that is not the language model's.
+
+    Attributes:
+        architecture: the Hugging Face class that has it.
+        weights: the map between our weights, named as in `LanguageModel`, and theirs.
+    """
+
+    architecture: str
+    weights: list[Weight]
 
 
 def read_activation(name: Any) -> Activation:
