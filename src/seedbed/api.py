@@ -18,7 +18,7 @@ from seedbed.errors import DataError, IncompatibleError
 from seedbed.generation.decode import generate
 from seedbed.generation.fill import fill_mask
 from seedbed.generation.samplers import Sampler
-from seedbed.models.huggingface import read_huggingface
+from seedbed.models.folder import holds_model, read_model
 from seedbed.models.language_model import LanguageModel
 from seedbed.tokenizer.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel
     folder = model_folder(Path(path))
     if (folder / MANIFEST).is_file():
         open_verified(folder, stage="model").verify()
-    model, _ = read_huggingface(folder)
+    model, _ = read_model(folder)
     return LoadedModel(model.to(device).eval(), Tokenizer.load(folder), folder)
 
 
@@ -206,11 +206,11 @@ def model_folder(path: Path) -> Path:
         DataError: there is none; says what is there instead.
     """
     for candidate in (path / "model", path):
-        if (candidate / "config.json").is_file():
+        if holds_model(candidate):
             return candidate
     if (path / "pretrain").is_dir():
         raise DataError(
             f"{path} is a run that has not finished training.", hint="go on with the command that started it"
         )
-    what = "does not exist" if not path.exists() else "holds no model (no config.json)"
+    what = "does not exist" if not path.exists() else "holds no model"
     raise DataError(f"{path} {what}.", hint="give a run folder, its model folder, or a Hugging Face folder")

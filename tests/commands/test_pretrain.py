@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import seedbed
 from seedbed.cli import main
 from seedbed.commands import pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.stages import prepare
 from seedbed.config import validate
 from seedbed.errors import ConfigError, IncompatibleError, IntegrityError, NumericError
+from seedbed.models.huggingface import write_huggingface
 from seedbed.recipe import Recipe
 from seedbed.training import loop
 
@@ -339,6 +341,51 @@ def test_causal_runs_resume_too(corpus, tmp_path, monkeypatch):
         train(parts, stop_after=7, monkeypatch=monkeypatch)
     train(parts)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("family", ["native_encoder", "native_decoder"])
+def test_native_models_resume_and_open_from_their_own_folder(corpus, tmp_path, monkeypatch, family):
+    objective = {"name": "masked_lm" if family == "native_encoder" else "causal_lm"}
+    model = {"name": family, "many_passes": True}
+    whole = values(corpus, tmp_path / "whole", objective=objective, model=model)
+    summary = train(whole)
+    assert summary["model_form"] == "seedbed"
+    parts = values(corpus, tmp_path / "parts", objective=objective, model=model)
+    with pytest.raises(pretraining.Interrupted):
+        train(parts, stop_after=7, monkeypatch=monkeypatch)
+    train(parts)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+    assert {f.name for f in (tmp_path / "whole" / "model").iterdir()} >= {
+        "transformer.json",
+        "tokenizer.json",
+    }
+    assert not (tmp_path / "whole" / "model" / "config.json").exists()
+    loaded = seedbed.load(tmp_path / "whole")
+    if family == "native_encoder":
+        assert len(loaded.fill_mask("the [MASK] sings", top_k=3)[0]) == 3
+    else:
+        assert loaded.generate("the cat", max_new_tokens=5).startswith("the cat")
+    assert main(["evaluate", str(tmp_path / "whole"), "--json"]) == 0
+    with pytest.raises(IncompatibleError, match="no Hugging Face form") as refused:
+        write_huggingface(loaded.model, tmp_path / "export")
+    assert "modernbert" in refused.value.hint or "llama" in refused.value.hint
+
+
+def test_the_form_of_the_model_folder_is_settled_before_training(corpus, tmp_path):
+    model = {"name": "native_encoder"}
+    data = values(corpus, tmp_path / "a", model=model, training={"model_form": "huggingface"})
+    with pytest.raises(IncompatibleError, match="no Hugging Face form"):
+        train(data)
+    data = values(corpus, tmp_path / "b", model={"query_stream": True})
+    with pytest.raises(IncompatibleError, match="query_stream") as refused:
+        train(data)
+    assert "model_form=seedbed" in refused.value.hint
+    assert not (tmp_path / "a" / "pretrain").exists()
+    assert not (tmp_path / "b" / "pretrain").exists()
+    short = {"model_form": "seedbed", "budget_steps": 2}
+    train(values(corpus, tmp_path / "c", training=short))
+    assert seedbed.load(tmp_path / "c").model.config.family == "modernbert"
 
 
 # --- through the command line, in processes of their own ----------------------------------------------------------------

@@ -91,11 +91,13 @@ def run(options: argparse.Namespace) -> int:
     )
     for line in _samples(recipe.run_folder() / "pretrain" / "samples.json"):
         console.note(line)
+    is_theirs = summary["model_form"] == "huggingface"
+    form = "a Hugging Face folder; transformers opens it as it is" if is_theirs else "seedbed opens it"
     example = "Alice was not a bit [MASK]." if options.lang == "en" else "却说曹[MASK]引兵来到。"
     console.result(
         summary,
         text=(
-            f"\nmodel:   {summary['model']}   (a Hugging Face folder; transformers opens it as it is)\n"
+            f"\nmodel:   {summary['model']}   ({form})\n"
             f"report:  {report}\n"
             f'try:     seedbed fill-mask {folder} "{example}"\n'
             "your own text:\n"

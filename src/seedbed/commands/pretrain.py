@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
             )
             return 128 + stop.signal_number
         report = write_report(recipe.run_folder())
+    opens = "in transformers as it is" if summary["model_form"] == "huggingface" else "with seedbed"
     floors = ", ".join(
         f"{name} {value:.3f}" for name, value in summary["baselines"].items() if "." not in name
     )
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             f"validation loss {summary['valid_loss']:.3f}{f' (without a model: {floors})' if floors else ''}"
             f" after {duration(summary['train_seconds'])},"
             f" {summary['tokens_per_second']:,.0f} tokens/s\n"
-            f"model:  {summary['model']}   (opens in transformers as it is)\n"
+            f"model:  {summary['model']}   (opens {opens})\n"
             f"report: {report}\n"
             f"next:   seedbed {'generate' if summary['objective'] == 'causal_lm' else 'fill-mask'} {recipe.run} TEXT"
         ),

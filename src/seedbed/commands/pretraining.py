@@ -6,7 +6,7 @@ runs/wiki/pretrain/            append-only; belongs to the process that holds th
     machine.json               torch, threads, precision; a resume on another machine warns
     metrics.jsonl timing.jsonl one line a step; the same bits in every run of the recipe, and the times
     checkpoints/
-runs/wiki/model/               the Hugging Face folder it ends in (an artifact)
+runs/wiki/model/               the model folder it ends in (an artifact), in Hugging Face's form where the family has it
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from seedbed.errors import IncompatibleError, disk_errors
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import score
 from seedbed.hashing import fold, key_from
-from seedbed.models.huggingface import expressed, write_huggingface
+from seedbed.models.folder import settle_form, write_model
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.mixture import MixtureConfig, entries_of
@@ -216,16 +216,18 @@ def pretrain(
         "stopped_early": outcome.reason == "stopped",
         "note": plan.note,
         "model": str(prepared.run / "model"),
+        "model_form": settle_form(setting.model.config, recipe.training.model_form),
         "machine": describe_machine(recipe.runtime),
     }
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
         modules = setting.state.learner.modules_by_name()
-        write_huggingface(setting.entries[0].objective.exported(setting.model, modules), draft.path)
+        exported = setting.entries[0].objective.exported(setting.model, modules)
+        write_model(exported, draft.path, form=settle_form(exported.config, recipe.training.model_form))
         prepared.tokenizer.save(
             draft.path,
             kind="decoder" if setting.model.config.is_causal else "encoder",
             max_length=setting.model.config.max_length,
-            token_types=setting.model.config.type_vocab_size > 1,
+            token_types=setting.model.config.type_vocab_size > 0,
         )
         draft.counts = {
             "parameters": summary["parameters"],
@@ -252,7 +254,9 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
     )
     for objective in objectives:
         objective.check(description)
-    expressed(description)  # refuse now what could not be exported when it is trained
+    settle_form(
+        description, recipe.training.model_form
+    )  # refuse now what could not be exported when it is trained
     device = recipe.runtime.torch_device()
     model = build_model(description, seed=recipe.training.seed).to(device)
     assert model.head is not None

@@ -16,7 +16,7 @@ from seedbed.config import Config
 __all__ = ["Activation", "AttentionKind", "Initialisation", "Stack", "TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
-AttentionKind = Literal["dot_product", "xlnet"]
+AttentionKind = Literal["dot_product"]
 Stack = Literal["encoder", "decoder", "encoder_decoder"]
 Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
 
@@ -63,11 +63,27 @@ class TransformerConfig(Config):
         "pre", description="pre: before each sublayer, on its branch. post: after the sum, as BERT."
     )
     norm_bias: bool = Field(False, description="Norms have an offset (LayerNorm only).")
+    norm_scale: bool = Field(
+        True,
+        description="Norms have a learned scale. False: none, the matrix behind can learn it (modded-nanogpt, nanochat).",
+    )
     has_embedding_norm: bool = Field(False, description="Norm after the embeddings.")
     has_first_norm: bool = Field(
         True, description="False: the first attention reads the stream without a norm (ModernBERT)."
     )
     has_final_norm: bool = Field(True, description="Norm after the last layer.")
+    inner_norm: bool = Field(
+        False,
+        description="Norm before the output projections of attention and feed-forward too (LTG-BERT, 2303.09859).",
+    )
+    residual_scalars: bool = Field(
+        False,
+        description="Each layer reads a x + b x0 instead of x; x0 enters the first, a starts at 1, b at 0 (modded-nanogpt).",
+    )
+    value_residual: bool = Field(
+        False,
+        description="Each layer mixes its values with the first layer's, by a learned share that starts at 1/2 (2410.17897).",
+    )
 
     positions: Literal["learned", "sinusoidal", "rope", "alibi", "none"] = Field(
         "rope",
@@ -100,10 +116,14 @@ class TransformerConfig(Config):
     attention_kind: AttentionKind = Field(
         "dot_product", description="How queries meet keys; which trunk is built (models/trunks.py)."
     )
-    clamp_length: int = Field(
-        0,
-        ge=0,
-        description="With attention_kind=xlnet: distances beyond this count as this. 0: all are told apart.",
+
+    query_key_norm: bool = Field(
+        False,
+        description="RMSNorm without scale on the queries and keys of each head (2010.04245), so that scores stay below sqrt(K).",
+    )
+    attention_gate: bool = Field(
+        False,
+        description="Each head's output is multiplied by 2 sigmoid(w x), 1 at the start (2505.06708, without the 2).",
     )
 
     activation: Activation = Field("gelu", description="gelu is the erf form; gelu_tanh its approximation.")
@@ -124,6 +144,11 @@ class TransformerConfig(Config):
     head_activation: Activation = Field("gelu", description="Activation of that transform.")
     head_transform_bias: bool = Field(False, description="Offset in that transform's dense layer.")
     head_bias: bool = Field(False, description="One offset per token id in the logits.")
+    logit_softcap: float = Field(
+        0.0,
+        ge=0,
+        description="Logits z become c tanh(z / c) with this c (Gemma 2, 2408.00118). 0: they stay.",
+    )
     query_stream: bool = Field(
         False, description="Has the learned vector that starts a content-blind second stream (XLNet)."
     )
@@ -133,6 +158,14 @@ class TransformerConfig(Config):
         None,
         gt=0,
         description="Standard deviation of the normal kinds and of embeddings. None: sqrt(2 / (5 hidden_size)).",
+    )
+    embedding_std: float | None = Field(
+        None, gt=0, description="The same, of the token embedding alone. None: as the others."
+    )
+    zero_outputs: bool = Field(
+        False,
+        description="Output projections of attention and feed-forward start at 0, so a new layer passes its input on "
+        "(muP, 2203.03466; modded-nanogpt).",
     )
     special_ids: dict[str, int] = Field(
         default_factory=dict, description="Ids of pad, bos, eos, cls, sep, mask, unk where they exist."
@@ -148,16 +181,14 @@ class TransformerConfig(Config):
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm_bias exists with norm=layer only")
+        if self.norm_bias and not self.norm_scale:
+            raise ValueError("norm_bias needs norm_scale")
+        if self.norm_place == "post" and self.residual_scalars:
+            raise ValueError(
+                "residual_scalars needs norm_place=pre: a post-norm stream has no shortcut to weigh"
+            )
         if self.query_stream and self.local_window:
             raise ValueError("a query stream and a local window do not go together")
-        if self.attention_kind != "dot_product" and (
-            self.num_kv_heads != self.num_heads or self.local_window or self.positions in ("rope", "alibi")
-        ):
-            raise ValueError(
-                f"attention_kind={self.attention_kind} takes no grouped queries, local window, rope or alibi"
-            )
-        if self.attention_kind == "xlnet" and self.hidden_size % 2:
-            raise ValueError(f"attention_kind=xlnet needs an even hidden_size, not {self.hidden_size}")
         if self.position_offset and self.positions != "learned":
             raise ValueError("position_offset exists with positions=learned only")
         if self.embedding_size and not self.head_transform:
@@ -169,6 +200,8 @@ class TransformerConfig(Config):
                 f"{self.num_layers} layers cannot be made of groups of {self.layers_per_group}; "
                 "layers_per_group must divide num_layers, and needs num_layer_groups"
             )
+        if self.num_layer_groups and (self.residual_scalars or self.value_residual):
+            raise ValueError("residual_scalars and value_residual belong to a depth; shared layers have none")
         if self.num_layer_groups * self.layers_per_group > self.num_layers:
             raise ValueError(f"{self.num_layer_groups} layer groups do not fit in {self.num_layers} layers")
         wrong = {name: i for name, i in self.special_ids.items() if not 0 <= i < self.vocab_size}
@@ -189,11 +222,6 @@ class TransformerConfig(Config):
     def stack(self) -> Stack:
         """Return what kind of model it is, the word an objective asks for."""
         return "decoder" if self.is_causal else "encoder"
-
-    @property
-    def token_type_rows(self) -> int:
-        """Return the rows of the token-type table; XLNet has none, it compares types in every layer."""
-        return 0 if self.attention_kind == "xlnet" else self.type_vocab_size
 
     @property
     def embedding_width(self) -> int:

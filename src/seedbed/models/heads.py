@@ -30,12 +30,17 @@ class LMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     def transform(self, features: Tensor) -> Tensor:
-        """Return the features the matrix is applied to, for losses that fuse the product."""
+        """Return the features the matrix is applied to, for losses that fuse the product (and then apply `cap`)."""
         return features
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Return logits held within +-c where the config has a `logit_softcap` c."""
+        limit = self.config.logit_softcap
+        return limit * torch.tanh(logits / limit) if limit else logits
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (..., V) of features (..., D)."""
-        return F.linear(self.transform(features), self.weight, self.bias)
+        return self.cap(F.linear(self.transform(features), self.weight, self.bias))
 
 
 class CausalLMHead(LMHead):

@@ -1,8 +1,7 @@
 """Read and write model folders of Hugging Face `transformers`, without importing it.
 
 A folder holds `config.json` and `model.safetensors` (or shards with an index). What cannot be carried over exactly is
-refused by name; what is left out is reported. Heads that pretraining trained and the family has no place for are in
-files of our own beside them (`extra_heads.py`). Tokenizer files are `tokenizer/`'s.
+refused by name; what is left out is reported. Tokenizer files are `tokenizer/`'s.
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ from torch import Tensor
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
 from seedbed.models import MODELS
 from seedbed.models.config import TransformerConfig
-from seedbed.models.extra_heads import read_extra_heads, write_extra_heads
 from seedbed.models.heads import make_head
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.presets import FamilyConfig
-from seedbed.models.pretraining_heads import make_extras
 from seedbed.models.translate import Weight
 from seedbed.models.trunks import make_trunk
 from seedbed.tensors import save_tensors
@@ -41,8 +38,8 @@ def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
     """Open a model folder.
 
     Weights become float32 whatever they are stored as. A checkpoint without a language-model head gives a model whose
-    `head` is None; heads of other pretraining objectives are its `extras`. As in `transformers`, an output matrix that
-    differs from the embedding makes the model untied, whatever `config.json` says.
+    `head` is None. As in `transformers`, an output matrix that differs from the embedding makes the model untied, whatever
+    `config.json` says.
 
     Returns:
         The model, and the tensors that were left out with the reason.
@@ -55,9 +52,10 @@ def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
     """
     data = _read_json(folder / "config.json")
     kind = data.get("model_type")
-    if kind not in MODELS:
+    known = [name for name, family in MODELS.items() if not family.native_reason]
+    if kind not in known:
         raise IncompatibleError(
-            f"{folder} holds a model of type {kind!r}.", hint=f"families known here: {', '.join(MODELS)}"
+            f"{folder} holds a model of type {kind!r}.", hint=f"families known here: {', '.join(known)}"
         )
     family = MODELS[kind]
     try:
@@ -113,12 +111,6 @@ class _Stored:
         has_head = not head_names or any(name in places for name in head_names)
 
         table = family.weights(config, has_head=has_head)
-        extras = {
-            name: extra
-            for name, extra in family.extra_heads(has_head=has_head).items()
-            if all(part in places for weight in extra.weights for part in weight.parts)
-        }
-        table += [weight for extra in extras.values() for weight in extra.weights]
         sources = {weight.name: self._sources(weight) for weight in table}
         used = {part for parts in sources.values() for part in parts}
         used |= {copy for weight in table for copy in weight.copies}
@@ -128,27 +120,22 @@ class _Stored:
             name: reason
             for name in places
             for pattern, reason in family.harmless.items()
-            if name not in used and re.fullmatch(pattern, name)
+            if re.fullmatch(pattern, name)
         }
         missing = sorted(part for parts in sources.values() for part in parts if part not in places)
         unexpected = sorted(set(places) - used - set(left_out))
         self._refuse({"missing": missing, "unexpected": unexpected})
 
         trunk = make_trunk(config)
-        model = LanguageModel(trunk, make_head(trunk) if has_head else None, make_extras(config, extras))
+        model = LanguageModel(trunk, make_head(trunk) if has_head else None)
         parameters = dict(model.named_parameters())
         assert set(parameters) == set(sources), set(parameters) ^ set(sources)
         misshapen = []
         with torch.no_grad():
             for weight in table:
                 parts = [self.tensor(part) for part in sources[weight.name]]
-                target = parameters[weight.name]
-                if weight.shape:
-                    if wrong := [tuple(part.shape) for part in parts if tuple(part.shape) != weight.shape]:
-                        misshapen.append(f"{' + '.join(sources[weight.name])} {wrong[0]} for {weight.shape}")
-                        continue
-                    parts = [_flattened(part, weight, target) for part in parts]
                 value = torch.cat([part.T if weight.is_transposed else part for part in parts])
+                target = parameters[weight.name]
                 if value.shape == target.shape:
                     target.copy_(value)
                 else:
@@ -156,7 +143,6 @@ class _Stored:
                         f"{' + '.join(sources[weight.name])} {tuple(value.shape)} for {tuple(target.shape)}"
                     )
         self._refuse({"misshapen": misshapen})
-        model.extras.update(read_extra_heads(self.folder, config))
         return model, left_out
 
     def _settle_tie(self, config: TransformerConfig) -> TransformerConfig:
@@ -186,18 +172,11 @@ class _Stored:
             )
 
 
-def _flattened(part: Tensor, weight: Weight, target: Tensor) -> Tensor:
-    """Return a tensor stored with more dimensions as the matrix or vector it is here (not yet transposed)."""
-    width = target.shape[1:].numel()
-    return part.reshape(width, -1) if weight.is_transposed else part.reshape(-1, *target.shape[1:])
-
-
 def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write `config.json` and `model.safetensors` so that `transformers` gives the same logits.
 
     Args:
-        model: of a family in MODELS. Without a head the folder is of the family's bare class; with an extra head the
-            family has a class for, of that class. Other extra heads go to `seedbed_heads.safetensors`.
+        model: of a family in MODELS. Without a head the folder is of the family's bare class.
         folder: existing or to be made.
         extra: more keys for `config.json`.
 
@@ -208,27 +187,18 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
     config = model.config
     data = {**expressed(config), "dtype": "float32", **(extra or {})}
     family = MODELS[config.family]
-    has_head = model.head is not None
-    table = family.weights(config, has_head=has_head)
-    placed = {name: e for name, e in family.extra_heads(has_head=has_head).items() if name in model.extras}
-    for extra_head in placed.values():
-        table += extra_head.weights
-        data["architectures"] = [extra_head.architecture]
     prefix = ""
-    if not has_head and not placed:
+    if model.head is None:
         data["architectures"] = [family.architectures[1]]
         prefix = family.prefix
-    others = {name: head for name, head in model.extras.items() if name not in placed}
-    beside = {f"extras.{name}.{key}" for name, head in others.items() for key, _ in head.named_parameters()}
-    state = {name: p for name, p in model.named_parameters() if name not in beside}
+    state = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
-    for weight in table:
+    for weight in family.weights(config, has_head=model.head is not None):
         value = state.pop(weight.name).detach().to("cpu", torch.float32)
         rows = list(weight.rows) or [value.shape[0]]
         for name, part in zip(weight.parts, torch.split(value, rows), strict=True):
             # Each tensor gets storage of its own: safetensors refuses views of one.
             part = (part.T if weight.is_transposed else part).clone(memory_format=torch.contiguous_format)
-            part = part.view(weight.shape) if weight.shape else part
             tensors[name.removeprefix(prefix)] = part
         for copy in weight.copies:
             tensors[copy] = value.clone()
@@ -239,7 +209,6 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
             json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         save_tensors(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-        write_extra_heads(others, folder)
 
 
 _LOST_WITHOUT_HARM = {
@@ -264,6 +233,11 @@ def expressed(config: TransformerConfig) -> dict[str, object]:
             f"a model of family {config.family!r} has no Hugging Face form.",
             hint=f"train one of {', '.join(MODELS)} to export it",
         )
+    if family.native_reason:
+        raise IncompatibleError(
+            f"a model of family {config.family!r} has no Hugging Face form: {family.native_reason}.",
+            hint=f"seedbed reads its own folder; to export one, train the nearest family, {family.nearest}",
+        )
     data = family.to_huggingface(config)
     back = family.from_huggingface(data).model_dump(exclude=_LOST_WITHOUT_HARM)
     ours = config.model_dump(exclude=_LOST_WITHOUT_HARM)
@@ -271,7 +245,7 @@ def expressed(config: TransformerConfig) -> dict[str, object]:
     if lost:
         raise IncompatibleError(
             f"the family {config.family} cannot express {', '.join(lost)}.",
-            hint="choose another family, or leave these keys out",
+            hint="choose another family, leave these keys out, or keep it in seedbed's form: training.model_form=seedbed",
         )
     return data
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, MaskedLMHead
 from seedbed.models.layers.norm import Norm
-from seedbed.models.layers.relative_attention import RelativeAttention
 from seedbed.models.transformer import Layer, Transformer
 
 __all__ = ["init_linear", "init_weights"]
@@ -35,13 +34,15 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
 
     `std` is `config.std`. Fans are those of one projection: queries, keys, values and the halves of a gate are drawn as
     the matrices they are, though stored as one. Embeddings and the vocabulary matrix are N(0, std), redrawn beyond 2 std
-    for `truncated_normal`. Offsets are 0, scales 1.
+    for `truncated_normal`; the token embedding may have a spread of its own, `config.embedding_std`. Offsets are 0, scales 1,
+    gates 1. With `config.zero_outputs` the matrices that write to the residual stream are 0 instead. Of the residual scalars a
+    is 1, b 0, the share of the first layer's values 1/2.
     """
     config = trunk.config
     draw = _Draw(config, torch.Generator().manual_seed(seed))
     heads_, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-    draw.table(trunk.embedding.token.weight)
+    draw.table(trunk.embedding.token.weight, std=config.embedding_std)
     if trunk.embedding.position is not None:
         draw.table(trunk.embedding.position.weight)
     if trunk.embedding.token_type is not None:
@@ -54,10 +55,20 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
         assert isinstance(layer, Layer)
         draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])
         draw.matrix(layer.attention.output.weight, writes_residual=True)
-        if isinstance(layer.attention, RelativeAttention):
-            draw.relative(layer.attention)
         draw.matrix(layer.feed_forward.input.weight, rows=[config.ffn_size] * (2 if config.is_gated else 1))
         draw.matrix(layer.feed_forward.output.weight, writes_residual=True)
+        if config.zero_outputs:
+            layer.attention.output.weight.zero_()
+            layer.feed_forward.output.weight.zero_()
+        if layer.attention.gate is not None:
+            layer.attention.gate.weight.zero_()  # each gate is 1
+        for scalar, start in (
+            (layer.residual_scalar, 1.0),
+            (layer.shortcut_scalar, 0.0),
+            (layer.value_scalar, 0.5),
+        ):
+            if scalar is not None:
+                scalar.fill_(start)
     for head in heads:
         if head.weight is not trunk.embedding.token.weight:
             draw.table(head.weight)
@@ -66,7 +77,7 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
 
     for module in (trunk, *heads):
         for part in module.modules():
-            if isinstance(part, Norm):
+            if isinstance(part, Norm) and part.weight is not None:
                 part.weight.fill_(1.0)
             if isinstance(part, nn.Linear | Norm | LMHead) and part.bias is not None:
                 part.bias.zero_()
@@ -90,17 +101,9 @@ class _Draw:
     config: TransformerConfig
     generator: torch.Generator
 
-    def table(self, weight: Tensor) -> None:
+    def table(self, weight: Tensor, *, std: float | None = None) -> None:
         """Fill an embedding."""
-        self._normal(weight, self.config.std)
-
-    def relative(self, attention: RelativeAttention) -> None:
-        """Fill what XLNet's attention has besides its projections; its queries are vectors, not offsets."""
-        self.matrix(attention.relative.weight)
-        self.table(attention.content_query)
-        self.table(attention.position_query)
-        self.table(attention.segment_query)
-        self.table(attention.segment)
+        self._normal(weight, std or self.config.std)
 
     def matrix(self, weight: Tensor, *, rows: Sequence[int] = (), writes_residual: bool = False) -> None:
         """Fill a matrix (out, in); `rows` are the sizes of the projections stacked in it."""

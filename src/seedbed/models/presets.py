@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 from seedbed.models.config import Initialisation, Stack, TransformerConfig
-from seedbed.models.translate import ExtraHead, Weight
+from seedbed.models.translate import Weight
 
 __all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
 
@@ -57,6 +57,11 @@ class FamilyConfig(Config):
 
     stack: ClassVar[Stack] = "encoder"
     """What kind of model the family is, before any recipe says more."""
+
+    native_reason: ClassVar[str] = ""
+    """Why the family has no Hugging Face form, as in "no family there has ..."; empty: it has one."""
+    nearest: ClassVar[str] = ""
+    """The family to take instead where one that can be exported is needed."""
 
     name: str = Field("", description="Which family; see MODELS.")
     preset: Preset = Field(
@@ -149,12 +154,3 @@ class FamilyConfig(Config):
     def weights(cls, config: TransformerConfig, *, has_head: bool) -> list[Weight]:
         """Return the map between our weights and the family's."""
         raise NotImplementedError
-
-    @classmethod
-    def extra_heads(cls, *, has_head: bool) -> dict[str, ExtraHead]:
-        """Return the pretraining heads the family's folder has a place for, by their name in `EXTRA_HEADS`.
-
-        Args:
-            has_head: whether the language-model head is there too; the class may depend on it.
-        """
-        return {}

@@ -6,7 +6,7 @@ Single-device code that never sees labels. Heads are in `heads.py`, initial valu
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from seedbed.batch import Batch, Hidden
 from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache
 from seedbed.models.config import TransformerConfig
-from seedbed.models.layers.attention import Attention, AttentionPlan, Table
+from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
 from seedbed.models.layers.feed_forward import FeedForward
@@ -28,6 +28,15 @@ __all__ = ["Layer", "Transformer"]
 
 _BMM_MAX_LENGTH = 256
 """Longest row for which batched products beat the fused kernel on a CPU (3.1x at 128, 1.5x at 256, 0.9x at 512)."""
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """What later layers read of the first: the streams that enter it, and its values."""
+
+    content: Tensor
+    stream: Tensor | None
+    values: list[Tensor] = field(default_factory=list)
 
 
 class Layer(nn.Module):
@@ -44,6 +53,13 @@ class Layer(nn.Module):
         self.attention = attention
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
+        # (1,), not (): FSDP2 cannot shard what has no dimension. The first layer has neither shortcut nor share: its input
+        # is x0, its values are the first.
+        scalars, shares = config.residual_scalars, config.value_residual and index > 0
+        self.has_value_mix = config.value_residual
+        self.residual_scalar = nn.Parameter(torch.ones(1)) if scalars else None
+        self.shortcut_scalar = nn.Parameter(torch.zeros(1)) if scalars and index > 0 else None
+        self.value_scalar = nn.Parameter(torch.full((1,), 0.5)) if shares else None
 
     def forward(
         self,
@@ -58,6 +74,7 @@ class Layer(nn.Module):
         query_places: Tensor | None,
         capture: Collection[str],
         at: Tensor | None = None,
+        first: First | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured.
 
@@ -65,6 +82,11 @@ class Layer(nn.Module):
         at these flat positions only: (N, D).
         """
         pre = self.is_pre_norm
+        values = None
+        if first is not None:
+            x = self._enter(x, first.content)
+            stream = self._enter(stream, first.stream) if stream is not None else None
+            values = ValueMix(first.values, self.value_scalar) if self.has_value_mix else None
         out, answer, captured = self.attention(
             self.attention_norm(x) if pre else x,
             plan,
@@ -74,6 +96,7 @@ class Layer(nn.Module):
             dropout=dropout,
             capture=capture,
             at=at,
+            values=values,
         )
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)
@@ -82,6 +105,14 @@ class Layer(nn.Module):
             site = QUERY_SITES + 3 * index
             stream = self._rest(stream, answer, dropout, site=site, places=query_places)
         return x, stream, captured
+
+    def _enter(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """Weigh the stream, and add the weighed start of it."""
+        if self.residual_scalar is not None:
+            x = x * self.residual_scalar
+        if self.shortcut_scalar is not None and start is not None:
+            x = torch.addcmul(x, start, self.shortcut_scalar)
+        return x
 
     def _rest(
         self,
@@ -181,6 +212,7 @@ class Transformer(nn.Module):
 
         plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
         captured: dict[str, Tensor] = {}
+        first = First(x, stream) if config.residual_scalars or config.value_residual else None
         for index in range(config.num_layers):
             if f"hidden.{index}" in wanted:
                 captured[f"hidden.{index}"] = x
@@ -195,6 +227,7 @@ class Transformer(nn.Module):
                 query_places=query_places,
                 capture=wanted,
                 at=at if index + 1 == config.num_layers else None,
+                first=first,
             )
             captured.update(seen)
         if f"hidden.{config.num_layers}" in wanted:

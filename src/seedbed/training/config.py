@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from seedbed.config import Config
@@ -60,6 +62,11 @@ class TrainingConfig(Config):
     checkpoint_steps: int = Field(0, ge=0, description="Also save every so many steps. 0: by minutes only.")
     keep_weights: int = Field(
         3, ge=0, description="Older checkpoints kept as weights only, besides the two newest full ones."
+    )
+    model_form: Literal["auto", "huggingface", "seedbed"] = Field(
+        "auto",
+        description="Form of the model folder. auto: Hugging Face's, but seedbed's own for the native families. huggingface:"
+        " what has no such form is refused before training. seedbed: any model; opens in seedbed only.",
     )
     tensorboard: bool = Field(False, description="Also write metrics for TensorBoard (extra: track).")
 

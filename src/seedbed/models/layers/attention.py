@@ -13,9 +13,10 @@ from seedbed.models.cache import Cache
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.dropout import Dropout
 from seedbed.models.layers.mask import QueryPlan
+from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import rotate
 
-__all__ = ["Attention", "AttentionPlan", "attend"]
+__all__ = ["Attention", "AttentionPlan", "ValueMix", "attend"]
 
 Table = tuple[Tensor, Tensor]
 
@@ -41,6 +42,26 @@ class AttentionPlan:
     query_rotary: Table | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ValueMix:
+    """Mix the first layer's values into a later layer's.
+
+    Attributes:
+        first: holds the (B, T, G, K) values of the first layer once it ran; shared by the layers of one forward pass.
+        share: (1,) how much of them the layer at hand takes; None: it is the first.
+    """
+
+    first: list[Tensor]
+    share: Tensor | None
+
+    def mix(self, own: Tensor) -> Tensor:
+        """Return the values (B, T, G, K) to use; the first layer's are kept and returned."""
+        if self.share is None:
+            self.first[:] = [own]
+            return own
+        return torch.lerp(own, self.first[0], self.share.to(own.dtype))
+
+
 class Attention(nn.Module):
     """Attend within (B, T, D); one product makes queries, keys and values of all heads."""
 
@@ -51,6 +72,11 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.norm_eps = config.norm_eps if config.query_key_norm else None
+        self.gate = (
+            nn.Linear(config.hidden_size, config.num_heads, bias=False) if config.attention_gate else None
+        )
+        self.inner_norm = make_norm(config, config.num_heads * config.head_dim) if config.inner_norm else None
         self.output = nn.Linear(
             config.num_heads * config.head_dim, config.hidden_size, bias=config.attention_bias
         )
@@ -66,20 +92,23 @@ class Attention(nn.Module):
         dropout: Dropout | None = None,
         capture: Collection[str] = (),
         at: Tensor | None = None,
+        values: ValueMix | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the content's output (B, T, D), the query stream's (B, Q, D) if `stream` is given, and captures.
 
         With `at` (N,) the content's output is computed at these flat positions only: (N, D).
-        Captured queries and keys are as they meet in the product: rotated, not scaled.
+        Captured queries and keys are as they meet in the product: normed and rotated, not scaled. Captured values are mixed.
         """
         heads, groups = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2G, K)
+        qk, v = torch.split(qkv, [heads + groups, groups], dim=2)
+        if self.norm_eps is not None:
+            qk = F.rms_norm(qk, (self.head_dim,), eps=self.norm_eps)
         if plan.rotary is not None:
-            turned = rotate(qkv[:, :, : heads + groups], plan.rotary)
-            q, k = torch.split(turned, [heads, groups], dim=2)
-            v = qkv[:, :, heads + groups :]
-        else:
-            q, k, v = torch.split(qkv, [heads, groups, groups], dim=2)
+            qk = rotate(qk, plan.rotary)
+        q, k = torch.split(qk, [heads, groups], dim=2)
+        if values is not None:
+            v = values.mix(v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
         if cache is not None:
             k, v = cache.append(layer, k, v)
@@ -104,8 +133,11 @@ class Attention(nn.Module):
             mixed, probabilities = attend(q, k, v, plan.bias, dropout=dropout, site=3 * layer)
             if wants_probabilities:
                 captured[f"attention.{layer}"] = probabilities
-        mixed = mixed.transpose(1, 2).flatten(2)
-        out = self.output(mixed if at is None else mixed.flatten(0, 1).index_select(0, at))
+        mixed = mixed.transpose(1, 2)
+        if at is not None:
+            mixed = mixed.flatten(0, 1).index_select(0, at)
+            x = x.flatten(0, 1).index_select(0, at)
+        out = self._finish(mixed, x)
 
         answer = None
         if stream is not None:
@@ -113,11 +145,23 @@ class Attention(nn.Module):
             rows = heads * self.head_dim
             bias = self.qkv.bias[:rows] if self.qkv.bias is not None else None
             g = F.linear(stream, self.qkv.weight[:rows], bias).view(*stream.shape[:2], heads, self.head_dim)
+            if self.norm_eps is not None:
+                g = F.rms_norm(g, (self.head_dim,), eps=self.norm_eps)
             if plan.query_rotary is not None:
                 g = rotate(g, plan.query_rotary)
             mixed, _ = attend(g.transpose(1, 2), k, v, plan.query.bias)
-            answer = self.output((mixed * plan.query.sees).transpose(1, 2).flatten(2))
+            answer = self._finish((mixed * plan.query.sees).transpose(1, 2), stream)
         return out, answer, captured
+
+    def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Return the output (..., D) of the heads' mixed values (..., H, K) at places whose input was x (..., D)."""
+        if self.gate is not None:
+            mixed = mixed * (2 * self.gate(x).sigmoid())[..., None]
+        joined = mixed.flatten(-2)
+        if self.inner_norm is not None:
+            joined = self.inner_norm(joined)
+        out: Tensor = self.output(joined)
+        return out
 
 
 def attend(

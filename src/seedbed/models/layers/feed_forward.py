@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seedbed.models.config import Activation, TransformerConfig
+from seedbed.models.layers.norm import make_norm
 
 __all__ = ["FeedForward", "activate"]
 
@@ -34,6 +35,7 @@ class FeedForward(nn.Module):
         self.is_gated = config.is_gated
         width = config.ffn_size * (2 if config.is_gated else 1)
         self.input = nn.Linear(config.hidden_size, width, bias=config.ffn_bias)
+        self.inner_norm = make_norm(config, config.ffn_size) if config.inner_norm else None
         self.output = nn.Linear(config.ffn_size, config.hidden_size, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,5 +46,7 @@ class FeedForward(nn.Module):
             hidden = activate(first, self.activation) * second
         else:
             hidden = activate(inner, self.activation)
+        if self.inner_norm is not None:
+            hidden = self.inner_norm(hidden)
         out: Tensor = self.output(hidden)
         return out
