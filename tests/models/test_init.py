@@ -22,7 +22,7 @@ def described(name: str, initialisation: str | None, **changes: object) -> Trans
 
 
 def parts(model: LanguageModel) -> dict[str, Tensor]:
-    layer = model.trunk.layers[1]
+    layer = model.trunk.layers[-1]
     q, k, v = layer.attention.qkv.weight.split(D)
     found = {
         "q": q,

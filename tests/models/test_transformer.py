@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,7 +203,10 @@ def test_dropout_follows_the_row_not_the_batch(name: str, attention_dropout: flo
         torch.testing.assert_close(model.trunk(part, dropout_key=KEY).last, whole[rows], atol=1e-5, rtol=1e-5)
 
 
-def test_every_dropout_site_has_a_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "per_layer"), [("bert", 5), ("xlnet", 6)])
+def test_every_dropout_site_has_a_number_of_its_own(
+    name: str, per_layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two sites with one number would drop the same channels of the same tokens."""
     sites: list[int] = []
     for kind in ("hidden", "attention"):
@@ -214,13 +219,14 @@ def test_every_dropout_site_has_a_number_of_its_own(monkeypatch: pytest.MonkeyPa
             return _run(self, values, site=site, **rest)
 
         monkeypatch.setattr(Dropout, kind, recorded)
-    model = small_model("bert", query_stream=True, hidden_dropout=0.1, attention_dropout=0.1)
+    model = small_model(name, query_stream=True, hidden_dropout=0.1, attention_dropout=0.1)
     order = torch.arange(8, dtype=torch.int32).expand(2, -1)
     at = torch.tensor([[1, 5], [7, 2]])
     batch = Batch(random_ids(2, 8), attention="order", attend_order=order, query_at=at)
     model.trunk(batch, dropout_key=KEY)
-    # Per layer: probabilities and two sublayers of the content, two sublayers of the queries; and both embeddings.
-    assert len(sites) == 3 * 5 + 2
+    # Per layer: probabilities and two sublayers of the content, two sublayers of the queries (and their probabilities in
+    # XLNet); and both embeddings.
+    assert len(sites) == 3 * per_layer + 2
     assert len(set(sites)) == len(sites)
 
 
@@ -229,10 +235,12 @@ def test_embedding_delta_moves_the_output_and_takes_gradients(name: str) -> None
     model = small_model(name).double()
     generator = torch.Generator().manual_seed(0)
     batch = Batch(random_ids(2, 9), attention=native_attention(model))
-    zero = torch.zeros(2, 9, 32, dtype=torch.float64, requires_grad=True)
+    width = model.config.embedding_width
+    zero = torch.zeros(2, 9, width, dtype=torch.float64, requires_grad=True)
     hidden = model.trunk(batch, embedding_delta=zero)
     torch.testing.assert_close(hidden.last, model.trunk(batch).last)
-    weights, direction = torch.randn(2, 2, 9, 32, dtype=torch.float64, generator=generator)
+    weights = torch.randn(2, 9, 32, dtype=torch.float64, generator=generator)
+    direction = torch.randn(2, 9, width, dtype=torch.float64, generator=generator)
     (gradient,) = torch.autograd.grad((hidden.last * weights).sum(), zero)
     step = 1e-5
     with torch.no_grad():
@@ -256,18 +264,21 @@ def test_capture_returns_what_it_names(name: str) -> None:
     last = hidden.captured["hidden.3"]
     expected = model.trunk.final_norm(last) if model.trunk.final_norm is not None else last
     assert torch.equal(expected, hidden.last)
-    scores = hidden.captured["query.1"] @ model.trunk(batch, capture=["key.1"]).captured["key.1"].transpose(
-        2, 3
-    )
+    if model.config.attention_kind == "dot_product":
+        compare_with_scores(model, batch, hidden.captured)
+    hidden.captured["attention.1"].sum().backward()
+    with pytest.raises(IncompatibleError, match=r"hidden\.4"):
+        model.trunk(batch, capture=["hidden.4"])
+
+
+def compare_with_scores(model: LanguageModel, batch: Batch, captured: Mapping[str, Tensor]) -> None:
+    scores = captured["query.1"] @ model.trunk(batch, capture=["key.1"]).captured["key.1"].transpose(2, 3)
     scores = scores / 8**0.5
     if model.config.positions == "alibi":
         scores = scores + alibi_bias(torch.arange(9)[None], torch.arange(9)[None], 4, scores.dtype)
     if model.config.is_causal:
         scores = scores.masked_fill(~torch.ones(9, 9, dtype=torch.bool).tril(), float("-inf"))
-    torch.testing.assert_close(scores.softmax(-1), hidden.captured["attention.1"])
-    hidden.captured["attention.1"].sum().backward()
-    with pytest.raises(IncompatibleError, match=r"hidden\.4"):
-        model.trunk(batch, capture=["hidden.4"])
+    torch.testing.assert_close(scores.softmax(-1), captured["attention.1"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -308,9 +319,16 @@ def test_bfloat16_stays_close_to_float32(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_every_weight(name: str) -> None:
     model = small_model(name)
-    types = torch.randint(0, 2, (2, 9)) if model.config.type_vocab_size else None
+    count = model.config.type_vocab_size
+    types = torch.arange(18).view(2, 9) % count if count else None
     batch = Batch(random_ids(2, 9), token_type_ids=types, attention=native_attention(model))
-    model.logits(model(batch).last).logsumexp(-1).sum().backward()
+    if model.config.query_stream:
+        order = torch.arange(9, dtype=torch.int32).expand(2, -1)
+        at = torch.tensor([[1, 5], [7, 2]])
+        batch = replace(batch, attention="order", attend_order=order, query_at=at)
+    hidden = model(batch)
+    features = hidden.last if hidden.query is None else torch.cat([hidden.last, hidden.query], 1)
+    model.logits(features).logsumexp(-1).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
@@ -411,8 +429,9 @@ def test_query_stream_sees_only_what_comes_before(name: str) -> None:
         assert torch.equal(moved, (together & later).gather(1, query_at))
 
 
-def test_query_stream_takes_gradients_and_dropout() -> None:
-    model = small_model("modernbert", query_stream=True, hidden_dropout=0.2)
+@pytest.mark.parametrize("name", ["modernbert", "xlnet"])
+def test_query_stream_takes_gradients_and_dropout(name: str) -> None:
+    model = small_model(name, query_stream=True, hidden_dropout=0.2)
     order = torch.arange(8, dtype=torch.int32).expand(2, -1)
     at = torch.tensor([[1, 5], [7, 2]])
     batch = Batch(random_ids(2, 8), attention="order", attend_order=order, query_at=at)

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
 
 from seedbed.errors import IncompatibleError
+from seedbed.models import MODELS
 from seedbed.tokenizer.special import special_tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
 
@@ -117,7 +118,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-@pytest.mark.parametrize("family", [None, "bert", "modernbert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", [None, *MODELS])
 def test_auto_tokenizer_gives_the_same_ids(
     learned: Tokenizer, tmp_path: Path, lines: list[str], kind: str, family: str | None
 ) -> None:

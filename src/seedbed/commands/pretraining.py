@@ -227,7 +227,7 @@ def pretrain(
             draft.path,
             kind="decoder" if setting.model.config.is_causal else "encoder",
             max_length=setting.model.config.max_length,
-            token_types=setting.model.config.type_vocab_size > 0,
+            token_types=setting.model.config.type_vocab_size > 1,
         )
         draft.counts = {
             "parameters": summary["parameters"],

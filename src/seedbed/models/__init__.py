@@ -5,21 +5,31 @@ Importing this package does not import torch; `transformer`, `heads`, `language_
 
 from __future__ import annotations
 
+from seedbed.models.albert import AlbertConfig
 from seedbed.models.bert import BertConfig
 from seedbed.models.config import TransformerConfig
+from seedbed.models.distilbert import DistilBertConfig
+from seedbed.models.electra import ElectraConfig
 from seedbed.models.gpt2 import GPT2Config
 from seedbed.models.llama import LlamaConfig
 from seedbed.models.modernbert import ModernBertConfig
 from seedbed.models.native import NativeDecoderConfig, NativeEncoderConfig
 from seedbed.models.presets import PRESETS, FamilyConfig
+from seedbed.models.roberta import RobertaConfig
+from seedbed.models.xlnet import XLNetConfig
 
 __all__ = ["MODELS", "PRESETS", "FamilyConfig", "TransformerConfig"]
 
 MODELS: dict[str, type[FamilyConfig]] = {
+    "albert": AlbertConfig,
     "bert": BertConfig,
+    "distilbert": DistilBertConfig,
+    "electra": ElectraConfig,
     "gpt2": GPT2Config,
     "llama": LlamaConfig,
     "modernbert": ModernBertConfig,
+    "roberta": RobertaConfig,
+    "xlnet": XLNetConfig,
     "native_decoder": NativeDecoderConfig,
     "native_encoder": NativeEncoderConfig,
 }

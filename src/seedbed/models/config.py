@@ -16,7 +16,7 @@ from seedbed.config import Config
 __all__ = ["Activation", "AttentionKind", "Initialisation", "Stack", "TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
-AttentionKind = Literal["dot_product"]
+AttentionKind = Literal["dot_product", "xlnet"]
 Stack = Literal["encoder", "decoder", "encoder_decoder"]
 Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
 
@@ -116,6 +116,11 @@ class TransformerConfig(Config):
     attention_kind: AttentionKind = Field(
         "dot_product", description="How queries meet keys; which trunk is built (models/trunks.py)."
     )
+    clamp_length: int = Field(
+        0,
+        ge=0,
+        description="With attention_kind=xlnet: distances beyond this count as this. 0: all are told apart.",
+    )
 
     query_key_norm: bool = Field(
         False,
@@ -189,6 +194,14 @@ class TransformerConfig(Config):
             )
         if self.query_stream and self.local_window:
             raise ValueError("a query stream and a local window do not go together")
+        if self.attention_kind != "dot_product" and (
+            self.num_kv_heads != self.num_heads or self.local_window or self.positions in ("rope", "alibi")
+        ):
+            raise ValueError(
+                f"attention_kind={self.attention_kind} takes no grouped queries, local window, rope or alibi"
+            )
+        if self.attention_kind == "xlnet" and self.hidden_size % 2:
+            raise ValueError(f"attention_kind=xlnet needs an even hidden_size, not {self.hidden_size}")
         if self.position_offset and self.positions != "learned":
             raise ValueError("position_offset exists with positions=learned only")
         if self.embedding_size and not self.head_transform:
@@ -222,6 +235,11 @@ class TransformerConfig(Config):
     def stack(self) -> Stack:
         """Return what kind of model it is, the word an objective asks for."""
         return "decoder" if self.is_causal else "encoder"
+
+    @property
+    def token_type_rows(self) -> int:
+        """Return the rows of the token-type table; XLNet has none, it compares types in every layer."""
+        return 0 if self.attention_kind == "xlnet" else self.type_vocab_size
 
     @property
     def embedding_width(self) -> int:

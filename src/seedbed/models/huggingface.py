@@ -1,7 +1,8 @@
 """Read and write model folders of Hugging Face `transformers`, without importing it.
 
 A folder holds `config.json` and `model.safetensors` (or shards with an index). What cannot be carried over exactly is
-refused by name; what is left out is reported. Tokenizer files are `tokenizer/`'s.
+refused by name; what is left out is reported. Heads that pretraining trained and the family has no place for are in
+files of our own beside them (`extra_heads.py`). Tokenizer files are `tokenizer/`'s.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import Tensor
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
 from seedbed.models import MODELS
 from seedbed.models.config import TransformerConfig
+from seedbed.models.extra_heads import read_extra_heads, write_extra_heads
 from seedbed.models.heads import make_head
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.presets import FamilyConfig
+from seedbed.models.pretraining_heads import make_extras
 from seedbed.models.translate import Weight
 from seedbed.models.trunks import make_trunk
 from seedbed.tensors import save_tensors
@@ -38,8 +41,8 @@ def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
     """Open a model folder.
 
     Weights become float32 whatever they are stored as. A checkpoint without a language-model head gives a model whose
-    `head` is None. As in `transformers`, an output matrix that differs from the embedding makes the model untied, whatever
-    `config.json` says.
+    `head` is None; heads of other pretraining objectives are its `extras`. As in `transformers`, an output matrix that
+    differs from the embedding makes the model untied, whatever `config.json` says.
 
     Returns:
         The model, and the tensors that were left out with the reason.
@@ -111,6 +114,12 @@ class _Stored:
         has_head = not head_names or any(name in places for name in head_names)
 
         table = family.weights(config, has_head=has_head)
+        extras = {
+            name: extra
+            for name, extra in family.extra_heads(has_head=has_head).items()
+            if all(part in places for weight in extra.weights for part in weight.parts)
+        }
+        table += [weight for extra in extras.values() for weight in extra.weights]
         sources = {weight.name: self._sources(weight) for weight in table}
         used = {part for parts in sources.values() for part in parts}
         used |= {copy for weight in table for copy in weight.copies}
@@ -120,22 +129,27 @@ class _Stored:
             name: reason
             for name in places
             for pattern, reason in family.harmless.items()
-            if re.fullmatch(pattern, name)
+            if name not in used and re.fullmatch(pattern, name)
         }
         missing = sorted(part for parts in sources.values() for part in parts if part not in places)
         unexpected = sorted(set(places) - used - set(left_out))
         self._refuse({"missing": missing, "unexpected": unexpected})
 
         trunk = make_trunk(config)
-        model = LanguageModel(trunk, make_head(trunk) if has_head else None)
+        model = LanguageModel(trunk, make_head(trunk) if has_head else None, make_extras(config, extras))
         parameters = dict(model.named_parameters())
         assert set(parameters) == set(sources), set(parameters) ^ set(sources)
         misshapen = []
         with torch.no_grad():
             for weight in table:
                 parts = [self.tensor(part) for part in sources[weight.name]]
-                value = torch.cat([part.T if weight.is_transposed else part for part in parts])
                 target = parameters[weight.name]
+                if weight.shape:
+                    if wrong := [tuple(part.shape) for part in parts if tuple(part.shape) != weight.shape]:
+                        misshapen.append(f"{' + '.join(sources[weight.name])} {wrong[0]} for {weight.shape}")
+                        continue
+                    parts = [_flattened(part, weight, target) for part in parts]
+                value = torch.cat([part.T if weight.is_transposed else part for part in parts])
                 if value.shape == target.shape:
                     target.copy_(value)
                 else:
@@ -143,6 +157,7 @@ class _Stored:
                         f"{' + '.join(sources[weight.name])} {tuple(value.shape)} for {tuple(target.shape)}"
                     )
         self._refuse({"misshapen": misshapen})
+        model.extras.update(read_extra_heads(self.folder, config))
         return model, left_out
 
     def _settle_tie(self, config: TransformerConfig) -> TransformerConfig:
@@ -172,11 +187,18 @@ class _Stored:
             )
 
 
+def _flattened(part: Tensor, weight: Weight, target: Tensor) -> Tensor:
+    """Return a tensor stored with more dimensions as the matrix or vector it is here (not yet transposed)."""
+    width = target.shape[1:].numel()
+    return part.reshape(width, -1) if weight.is_transposed else part.reshape(-1, *target.shape[1:])
+
+
 def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write `config.json` and `model.safetensors` so that `transformers` gives the same logits.
 
     Args:
-        model: of a family in MODELS. Without a head the folder is of the family's bare class.
+        model: of a family in MODELS. Without a head the folder is of the family's bare class; with an extra head the
+            family has a class for, of that class. Other extra heads go to `seedbed_heads.safetensors`.
         folder: existing or to be made.
         extra: more keys for `config.json`.
 
@@ -187,18 +209,27 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
     config = model.config
     data = {**expressed(config), "dtype": "float32", **(extra or {})}
     family = MODELS[config.family]
+    has_head = model.head is not None
+    table = family.weights(config, has_head=has_head)
+    placed = {name: e for name, e in family.extra_heads(has_head=has_head).items() if name in model.extras}
+    for extra_head in placed.values():
+        table += extra_head.weights
+        data["architectures"] = [extra_head.architecture]
     prefix = ""
-    if model.head is None:
+    if not has_head and not placed:
         data["architectures"] = [family.architectures[1]]
         prefix = family.prefix
-    state = dict(model.named_parameters())
+    others = {name: head for name, head in model.extras.items() if name not in placed}
+    beside = {f"extras.{name}.{key}" for name, head in others.items() for key, _ in head.named_parameters()}
+    state = {name: p for name, p in model.named_parameters() if name not in beside}
     tensors: dict[str, Tensor] = {}
-    for weight in family.weights(config, has_head=model.head is not None):
+    for weight in table:
         value = state.pop(weight.name).detach().to("cpu", torch.float32)
         rows = list(weight.rows) or [value.shape[0]]
         for name, part in zip(weight.parts, torch.split(value, rows), strict=True):
             # Each tensor gets storage of its own: safetensors refuses views of one.
             part = (part.T if weight.is_transposed else part).clone(memory_format=torch.contiguous_format)
+            part = part.view(weight.shape) if weight.shape else part
             tensors[name.removeprefix(prefix)] = part
         for copy in weight.copies:
             tensors[copy] = value.clone()
@@ -209,6 +240,7 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
             json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         save_tensors(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        write_extra_heads(others, folder)
 
 
 _LOST_WITHOUT_HARM = {

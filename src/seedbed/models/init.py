@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, MaskedLMHead
 from seedbed.models.layers.norm import Norm
+from seedbed.models.layers.relative_attention import RelativeAttention
 from seedbed.models.transformer import Layer, Transformer
 
 __all__ = ["init_linear", "init_weights"]
@@ -55,6 +56,8 @@ def init_weights(trunk: Transformer, *heads: LMHead, seed: int) -> None:
         assert isinstance(layer, Layer)
         draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])
         draw.matrix(layer.attention.output.weight, writes_residual=True)
+        if isinstance(layer.attention, RelativeAttention):
+            draw.relative(layer.attention)
         draw.matrix(layer.feed_forward.input.weight, rows=[config.ffn_size] * (2 if config.is_gated else 1))
         draw.matrix(layer.feed_forward.output.weight, writes_residual=True)
         if config.zero_outputs:
@@ -104,6 +107,14 @@ class _Draw:
     def table(self, weight: Tensor, *, std: float | None = None) -> None:
         """Fill an embedding."""
         self._normal(weight, std or self.config.std)
+
+    def relative(self, attention: RelativeAttention) -> None:
+        """Fill what XLNet's attention has besides its projections; its queries are vectors, not offsets."""
+        self.matrix(attention.relative.weight)
+        self.table(attention.content_query)
+        self.table(attention.position_query)
+        self.table(attention.segment_query)
+        self.table(attention.segment)
 
     def matrix(self, weight: Tensor, *, rows: Sequence[int] = (), writes_residual: bool = False) -> None:
         """Fill a matrix (out, in); `rows` are the sizes of the projections stacked in it."""

@@ -1,8 +1,9 @@
-"""A trunk with its language-model head: what is trained, saved, loaded and used."""
+"""A trunk with its heads: what is trained, saved, loaded and used."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_er
 from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.init import init_weights
+from seedbed.models.pretraining_heads import make_extras
 from seedbed.models.transformer import Transformer
 from seedbed.models.trunks import make_trunk
 from seedbed.tensors import load_tensors, save_tensors
@@ -26,12 +28,18 @@ _WEIGHTS = "transformer.safetensors"
 
 
 class LanguageModel(nn.Module):
-    """Bundle a trunk and its head. Without a head (an encoder-only checkpoint) it gives hidden states only."""
+    """Bundle a trunk and its language-model head. Without one (an encoder-only checkpoint) it gives hidden states only.
 
-    def __init__(self, trunk: Transformer, head: LMHead | None) -> None:
+    `extras` are other heads that pretraining trained, by their name in `EXTRA_HEADS`; they are saved and exported too.
+    """
+
+    def __init__(
+        self, trunk: Transformer, head: LMHead | None, extras: Mapping[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.extras = nn.ModuleDict(dict(extras or {}))
 
     @property
     def config(self) -> TransformerConfig:
@@ -61,6 +69,8 @@ class LanguageModel(nn.Module):
         """Write `transformer.json` and `transformer.safetensors`: our own form, for every model; shared weights once."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
         data = {"format": 1, "has_head": self.head is not None, "config": self.config.model_dump(mode="json")}
+        if self.extras:
+            data["extras"] = list(self.extras)
         with disk_errors(folder, doing="writing the model"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -91,7 +101,8 @@ class LanguageModel(nn.Module):
                 hint="open it with the version of seedbed that wrote it",
             )
         trunk = make_trunk(validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG)))
-        model = cls(trunk, make_head(trunk) if data.get("has_head") else None)
+        extras = make_extras(trunk.config, data.get("extras", []))
+        model = cls(trunk, make_head(trunk) if data.get("has_head") else None, extras)
         own = {name: tuple(p.shape) for name, p in model.named_parameters()}
         stored = {name: tuple(t.shape) for name, t in tensors.items()}
         if own != stored:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 from seedbed.models.config import Initialisation, Stack, TransformerConfig
-from seedbed.models.translate import Weight
+from seedbed.models.translate import ExtraHead, Weight
 
 __all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
 
@@ -154,3 +154,12 @@ class FamilyConfig(Config):
     def weights(cls, config: TransformerConfig, *, has_head: bool) -> list[Weight]:
         """Return the map between our weights and the family's."""
         raise NotImplementedError
+
+    @classmethod
+    def extra_heads(cls, *, has_head: bool) -> dict[str, ExtraHead]:
+        """Return the pretraining heads the family's folder has a place for, by their name in `EXTRA_HEADS`.
+
+        Args:
+            has_head: whether the language-model head is there too; the class may depend on it.
+        """
+        return {}

@@ -6,11 +6,12 @@ what it means here: see `PAIR_LABELS` and `REPLACED_LABELS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from seedbed.errors import IncompatibleError
 from seedbed.models.config import Activation, TransformerConfig
 from seedbed.models.init import init_linear
 from seedbed.models.layers.feed_forward import activate
@@ -23,6 +24,7 @@ __all__ = [
     "ReplacedTokenHead",
     "SentencePairHead",
     "init_head",
+    "make_extras",
 ]
 
 PAIR_LABELS = {
@@ -95,3 +97,17 @@ def init_head(module: nn.Module, config: TransformerConfig, seed: int) -> None:
     The same seed gives the same weights on every device, whatever was drawn before.
     """
     init_linear(module, config, seed=seed)
+
+
+def make_extras(config: TransformerConfig, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return new heads by name, to be filled.
+
+    Raises:
+        IncompatibleError: a name is not in `EXTRA_HEADS`.
+    """
+    if unknown := sorted(set(names) - set(EXTRA_HEADS)):
+        raise IncompatibleError(
+            f"unknown heads {', '.join(unknown)}; known: {', '.join(EXTRA_HEADS)}.",
+            hint="open the model with the version of seedbed that wrote it",
+        )
+    return {name: EXTRA_HEADS[name](config) for name in names}

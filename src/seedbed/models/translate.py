@@ -9,7 +9,15 @@ from typing import Any
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import Activation
 
-__all__ = ["Weight", "read_activation", "read_special_ids", "refuse_unless", "required", "write_activation"]
+__all__ = [
+    "ExtraHead",
+    "Weight",
+    "read_activation",
+    "read_special_ids",
+    "refuse_unless",
+    "required",
+    "write_activation",
+]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -40,6 +48,7 @@ class Weight:
         parts: their names; stacked along the rows in this order.
         rows: rows of each part; empty when there is one.
         is_transposed: theirs is stored (in, out), as GPT-2's.
+        shape: shape of each part as theirs is stored, where it is not that of the matrix it is here (XLNet's (D, H, K)).
         copies: other names the same tensor is stored under: written too, and read when the first is missing.
     """
 
@@ -47,7 +56,21 @@ class Weight:
     parts: tuple[str, ...]
     rows: tuple[int, ...] = ()
     is_transposed: bool = False
+    shape: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraHead:
+    """Say where a family's folder keeps a head that is not the language model's.
+
+    Attributes:
+        architecture: the Hugging Face class that has it.
+        weights: the map between our weights, named as in `LanguageModel`, and theirs.
+    """
+
+    architecture: str
+    weights: list[Weight]
 
 
 def read_activation(name: Any) -> Activation:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from seedbed.models.config import AttentionKind, TransformerConfig
+from seedbed.models.relative import XLNetTransformer
 from seedbed.models.transformer import Transformer
 
 __all__ = ["TRUNKS", "make_trunk"]
 
 TRUNKS: dict[AttentionKind, type[Transformer]] = {
     "dot_product": Transformer,
+    "xlnet": XLNetTransformer,
 }
 
 

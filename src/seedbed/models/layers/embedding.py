@@ -29,7 +29,7 @@ class Embedding(nn.Module):
         has_positions = config.positions == "learned"
         num_positions = config.max_length + config.position_offset
         self.position = nn.Embedding(num_positions, width) if has_positions else None
-        self.token_type = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.token_type = nn.Embedding(config.token_type_rows, width) if config.token_type_rows else None
         self.norm = make_norm(config, width) if config.has_embedding_norm else None
         self.query = nn.Parameter(torch.zeros(width)) if config.query_stream else None
         self.projection = nn.Linear(width, config.hidden_size) if config.embedding_size else None

@@ -1,0 +1,82 @@
+"""The siblings of the one Transformer whose attention knows distances: XLNet's, and DeBERTa's.
+
+They share its blocks, its streams and its interface; what differs is the attention and how a batch is planned for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from seedbed.batch import Batch
+from seedbed.errors import IncompatibleError
+from seedbed.models.cache import Cache
+from seedbed.models.layers.attention import AttentionPlan
+from seedbed.models.layers.relative_attention import RelativeAttention, RelativePlan, sinusoids
+from seedbed.models.transformer import Transformer
+
+__all__ = ["XLNetTransformer"]
+
+
+class XLNetTransformer(Transformer):
+    """Two-stream relative attention (XLNet, 1906.08237).
+
+    Content (`Hidden.last`): i attends j when `attend_order[j] <= attend_order[i]`. Queries (`Hidden.query`, at the places
+    `query_at`): when `<`, starting from one learned vector, so they know where they are but not what stands there. Without
+    an order it is an encoder ("full") or reads from left to right ("causal"). Positions are distances only: no row is
+    too long in principle, and a packed document's place in its row does not matter.
+
+    Differs from the paper: no memory of the previous row (`mems`), so no recurrence between rows, and no bidirectional
+    input pipeline (`bi_data`), which belongs to it. Dropout is on embeddings, probabilities and sublayer outputs, not on the
+    distance vectors, inside the feed-forward block or on the output. A query that nothing comes before gets zeros from
+    attention; `transformers` gives it the mean of all values, its own answer included.
+    """
+
+    attention_type = RelativeAttention
+    can_fuse = False
+
+    def _check(self, batch: Batch, capture: Sequence[str], cache: Cache | None) -> None:
+        super()._check(batch, capture, cache)
+        if batch.position_ids is not None:
+            raise IncompatibleError(
+                "the batch has position_ids; this model knows distances only.", hint="leave position_ids out"
+            )
+        if batch.token_type_ids is not None and cache is not None:
+            raise IncompatibleError("a cache keeps no token types, which this model compares.")
+
+    def _plans(
+        self,
+        batch: Batch,
+        segment_ids: Tensor,
+        positions: Tensor,
+        query_positions: Tensor | None,
+        cache: Cache | None,
+        start: int,
+        wanted: Collection[str],
+    ) -> Mapping[bool, AttentionPlan]:
+        plain = super()._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)[False]
+        length = segment_ids.shape[1]
+        total, device = start + length, segment_ids.device
+        distances = torch.arange(total, -length, -1, device=device)
+        if clamp := self.config.clamp_length:
+            distances = distances.clamp(-clamp, clamp)
+        at, types = batch.query_at, batch.token_type_ids
+        query_index = query_differs = None
+        if at is not None:
+            query_index = (total - at[:, :, None] + torch.arange(total, device=device))[:, None]
+            if types is not None:
+                query_differs = (types.gather(1, at)[:, :, None] != types[:, None, :])[:, None]
+        plan = RelativePlan(
+            bias=plain.bias,
+            is_causal=False,
+            is_fused=False,
+            rotary=None,
+            query=plain.query,
+            table=sinusoids(distances, self.config.hidden_size),
+            query_index=query_index,
+            differs=None if types is None else (types[:, :, None] != types[:, None, :])[:, None],
+            query_differs=query_differs,
+        )
+        return {False: plan}
