@@ -79,7 +79,7 @@ def test_a_key_like_nothing_lists_the_known_ones():
     [
         ("objective.name=masked_ml", "objective.name is 'masked_ml'", "masked_lm"),
         ("model.name=modernbret", "model.name is 'modernbret'", "modernbert"),
-        ("optim.name=adamv", "optim.name is 'adamv'", "adamw"),
+        ("optim.name=adanw", "optim.name is 'adanw'", "adamw"),
         ("optim.schedule.name=cosinus", "optim.schedule.name is 'cosinus'", "cosine"),
     ],
 )

@@ -280,9 +280,9 @@ def commented_yaml(config: Config, *, depth: int = 0, only: Sequence[str] | None
             plain = config.model_dump(mode="json", include={name})[name]
             text = (
                 yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=10_000)
-                .strip()
+                .strip(" \n")  # of YAML's own blanks only: others are text
                 .removesuffix("...")
-                .strip()
+                .strip(" \n")
             )
             lines.append(f"{indent}{name}: {text}")
     return "\n".join(lines) + "\n"

@@ -185,7 +185,7 @@ def pretrain(
             lambda state: _run_window(setting, state, recipe, feed),
             num_windows=plan.num_windows,
             tokens_per_window=plan.rows_per_step * recipe.data.row_length,
-            learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows),
+            learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),
             hooks=hooks,
             is_interrupted=lambda: bool(received),
             labels=[entry.label for entry in setting.entries],
@@ -359,14 +359,15 @@ def _feed(setting: _Setting, plan: Plan) -> Feed:
 
 def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: Feed) -> StepResult:
     """Do the step of `state.window`: everything about it follows from that number."""
-    window = state.window
+    window, history = state.window, state.history
     return train_step(
         state.learner,
         state.optimizer,
         feed.micro_batches(window, device=setting.device),
         objectives=[entry.objective for entry in setting.entries],
         progress=window / max(1, feed.num_windows),
-        learning_rate=recipe.optim.rate(window, feed.num_windows),
+        learning_rate=recipe.optim.rate(window, feed.num_windows, history),
+        settings=recipe.optim.settings(window, feed.num_windows, history),
         max_grad_norm=recipe.optim.max_grad_norm,
         dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
         compute_dtype=setting.compute_dtype,

@@ -1,24 +1,30 @@
-"""Say what every optimizer's config has: a peak rate, a schedule, decay, and `build`."""
+"""Say what every optimizer's config has: a peak rate, a schedule, groups, decay, and `build`."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from seedbed.config import Config, one_of
-from seedbed.optim.schedule import SCHEDULES, CosineConfig, LinearConfig, WarmupStableDecayConfig
+from seedbed.optim.groups import GroupRule, WidthScaling, parameter_groups
+from seedbed.optim.schedule import (
+    SCHEDULES,
+    History,
+    ScheduleConfig,
+    WarmupStableDecayConfig,
+)
 
 if TYPE_CHECKING:
-    Schedule = LinearConfig | CosineConfig | WarmupStableDecayConfig
+    Schedule = ScheduleConfig
 else:
     Schedule = one_of(SCHEDULES, default="warmup_stable_decay")
 
-__all__ = ["OptimizerConfig"]
+__all__ = ["OptimizerConfig", "Schedule"]
 
 
 class OptimizerConfig(Config):
@@ -29,15 +35,66 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(
         0.05, ge=0.0, description="Decoupled decay of matrices; norms and biases never decay."
     )
+    decay_schedule: Literal["constant", "linear", "rate"] = Field(
+        "constant",
+        description="Weight decay over the run. constant: the shrinkage of a step is rate times decay, so it already falls"
+        " with the rate; linear: decay itself falls linearly to 0; rate: decay follows the shape of the rate.",
+    )
     max_grad_norm: float = Field(
         1.0, ge=0.0, description="Gradients are scaled down to this global L2 norm. 0: no clipping."
     )
+    rules: tuple[GroupRule, ...] = Field(
+        (), description="Rates and decays by parameter name; the first rule that matches a name counts."
+    )
+    layer_rate_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Rate of a layer as a share of that of the layer above it. 1: the same; 0.65 to 0.9 when a trained model"
+        " is trained further.",
+    )
+    width_scaling: WidthScaling = Field(
+        "none",
+        description="Rates by width, so that a rate found on a narrow model serves a wider one. inverse: hidden matrices times"
+        " base_width / width (muP); inverse_sqrt: all matrices times its root (nanochat).",
+    )
+    base_width: int = Field(256, gt=0, description="Width at which the learning rate was found.")
     schedule: Schedule = Field(default_factory=WarmupStableDecayConfig, description="Rate over the run.")
 
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer for these parameters."""
 
-    def rate(self, step: int, num_steps: int) -> float:
-        """Return the learning rate of step `step` (from 0) of `num_steps`: a pure function."""
-        return self.learning_rate * self.schedule.factor(step, num_steps)
+    def groups(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        kind: Callable[[str, nn.Parameter], str] = lambda name, parameter: "",
+        kind_scales: Mapping[str, float] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Sort the parameters into groups as this section says (`groups.parameter_groups`)."""
+        return parameter_groups(
+            named_parameters,
+            weight_decay=self.weight_decay,
+            rules=self.rules,
+            layer_rate_decay=self.layer_rate_decay,
+            width_scaling=self.width_scaling,
+            base_width=self.base_width,
+            kind=kind,
+            kind_scales=kind_scales,
+        )
+
+    def rate(self, step: int, num_steps: int, history: History = ()) -> float:
+        """Return the learning rate of step `step` (from 0) of `num_steps`: a pure function.
+
+        `history` holds the validations so far, (steps done, loss) each.
+        """
+        return self.learning_rate * self.schedule.factor(step, num_steps, history)
+
+    def settings(self, step: int, num_steps: int, history: History = ()) -> dict[str, float]:
+        """Return what else is scheduled, for `groups.set_groups`: a pure function, too."""
+        if self.decay_schedule == "linear":
+            return {"decay_factor": max(0.0, 1.0 - step / max(1, num_steps))}
+        if self.decay_schedule == "rate":
+            return {"decay_factor": self.schedule.factor(step, num_steps, history)}
+        return {}

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import nn
 
 from seedbed.optim.base import OptimizerConfig
-from seedbed.optim.groups import decay_groups
 
 __all__ = ["SGDConfig"]
 
@@ -28,11 +27,17 @@ class SGDConfig(OptimizerConfig):
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer for these parameters."""
-        groups = decay_groups(named_parameters, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            groups,
+        optimizer = torch.optim.SGD(
+            self.groups(named_parameters),
             lr=self.learning_rate,
             momentum=self.momentum,
             nesterov=self.is_nesterov and self.momentum > 0,
             fused=True,
         )
+        if self.momentum > 0:
+            # torch makes the sums at the first step, from its gradient; when that is not finite, it leaves them
+            # uninitialised and adds to them from then on. A sum of zero gives the same first step, bit for bit.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer

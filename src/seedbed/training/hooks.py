@@ -170,6 +170,7 @@ class ValidationHook(Hook):
         else:
             memory["num_worse"] += 1
         memory["last_window"] = state.window
+        memory.setdefault("history", []).append([state.window, scores["loss"]])
         self.log.write({"kind": "validation", "window": state.window, "step": state.step, **scores})
         if self.on_result is not None:
             self.on_result(state.window, scores)

@@ -38,6 +38,11 @@ class TrainingState:
         """Optimizer updates applied."""
         return self.window - self.num_skipped
 
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """Validations so far, (window, loss) each: what a schedule may depend on besides the window."""
+        return [(int(w), float(loss)) for w, loss in self.hooks.get("validation", {}).get("history", [])]
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters by name, tied ones once."""
         return dict(self.learner.parts.named_parameters())
@@ -47,8 +52,8 @@ class TrainingState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"{name}/{key}"] = value
+                assert isinstance(value, Tensor), f"{key} would be lost: optimizers keep tensors only"
+                tensors[f"{name}/{key}"] = value
         return tensors
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seedbed.batch import Batch, Targets
 from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
+from seedbed.optim.groups import set_groups
 from seedbed.training.parallel import no_sync, sum_over_workers
 
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
@@ -143,6 +144,7 @@ def train_step(
     progress: float,
     learning_rate: float,
     max_grad_norm: float,
+    settings: Mapping[str, float] | None = None,
     dropout_key: Tensor | None = None,
     compute_dtype: torch.dtype = torch.float32,
     perturbation: Perturbation | None = None,
@@ -156,12 +158,13 @@ def train_step(
 
     Args:
         learner: a `Learner`, or one wrapped by `parallel.wrap`.
-        optimizer: fused torch optimizer (it skips its update on the device when told of a non-finite gradient).
+        optimizer: one that skips its update on the device when told of a non-finite gradient: fused torch ones and ours.
         micro_batches: this worker's, the same number on all workers.
         objectives: the learner's objectives, by entry.
         progress: in [0, 1], for scheduled weights.
-        learning_rate: of this step.
+        learning_rate: of this step, before each group's own scale.
         max_grad_norm: 0 switches clipping off.
+        settings: what else is scheduled (`OptimizerConfig.settings`).
         dropout_key: 0-d int32, or None for no dropout.
         compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
         perturbation: passes over disturbed embeddings, or None.
@@ -227,8 +230,7 @@ def train_step(
     is_finite = torch.isfinite(norm)
     if max_grad_norm > 0:
         torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_groups(optimizer, learning_rate, settings)
     optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     losses = {key: value / counts[key] for key, value in sums.items()}

@@ -1,0 +1,96 @@
+"""Adafactor: Adam's scaling with the second moment of a matrix kept as a row and a column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from seedbed.optim.base import OptimizerConfig
+from seedbed.optim.guard import GuardedOptimizer
+
+__all__ = ["Adafactor", "AdafactorConfig"]
+
+
+class AdafactorConfig(OptimizerConfig):
+    """Adafactor (Shazeer and Stern, arXiv 1804.04235), as T5 was trained.
+
+    torch.optim.Adafactor refuses the flag of a non-finite gradient and makes the host wait twice a matrix, hence ours; its
+    update is the same. Differs from the paper as torch's does: eps1 bounds the estimate instead of being added to the
+    squared gradient, and the rate is the schedule's. For the paper's relative step choose `inverse_square_root` with
+    `timescale_steps: 10000` and a rate of 0.01.
+    """
+
+    name: Literal["adafactor"] = Field(
+        "adafactor", description="Adam's scaling in a row and a column a matrix."
+    )
+    learning_rate: float = Field(
+        1e-2, gt=0.0, description="Peak rate; with is_relative a share of each matrix's root mean square."
+    )
+    weight_decay: float = Field(0.0, ge=0.0, description="Decoupled decay of matrices; T5 had none.")
+    is_relative: bool = Field(True, description="Multiply the rate by each matrix's root mean square.")
+    min_scale: float = Field(1e-3, gt=0.0, description="Least root mean square taken for a matrix (eps2).")
+    decay_exponent: float = Field(
+        0.8, gt=0.0, le=1.0, description="c in 1 - step ** -c, the decay of the second moment."
+    )
+    max_update_rms: float = Field(
+        1.0, gt=0.0, description="Updates are scaled down to this root mean square."
+    )
+    eps: float = Field(1.1920929e-07, gt=0.0, description="Least root of the second moment (eps1).")
+
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Make the optimizer for these parameters."""
+        return Adafactor(
+            self.groups(named_parameters),
+            is_relative=self.is_relative,
+            min_scale=self.min_scale,
+            decay_exponent=self.decay_exponent,
+            max_update_rms=self.max_update_rms,
+            eps=self.eps,
+        )
+
+
+class Adafactor(GuardedOptimizer):
+    """Keep (rows, 1) and (1, columns) of a matrix's second moment, the whole of a vector's."""
+
+    def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return zero moments and no steps."""
+        step = torch.zeros((), device=parameter.device)
+        if parameter.ndim < 2:
+            return {"step": step, "variance": torch.zeros_like(parameter)}
+        row, column = parameter[..., :1], parameter[..., :1, :]
+        return {"step": step, "row": torch.zeros_like(row), "column": torch.zeros_like(column)}
+
+    def update(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        group: dict[str, Any],
+    ) -> None:
+        """Do the update, a matrix at a time: what is saved is the room for more than one."""
+        for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
+            state["step"] += 1.0
+            weight = state["step"] ** -group["decay_exponent"]
+            scale = group["lr"] * (
+                _rms(parameter).clamp(min=group["min_scale"]) if group["is_relative"] else 1.0
+            )
+            square = gradient.square()
+            if parameter.ndim < 2:
+                variance = state["variance"].lerp_(square, weight).clone()
+            else:
+                row = state["row"].lerp_(square.mean(-1, keepdim=True), weight)
+                column = state["column"].lerp_(square.mean(-2, keepdim=True), weight)
+                variance = row @ column
+                variance /= row.mean(-2, keepdim=True).clamp_(min=group["eps"])
+            update = variance.clamp_(min=group["eps"] ** 2).rsqrt_().mul_(gradient)
+            update *= scale / (_rms(update) / group["max_update_rms"]).clamp(min=1.0)
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+            parameter.sub_(update)
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return tensor.square().mean().sqrt()
