@@ -10,7 +10,7 @@ from seedbed.data.views import RowReader, WindowView
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.models.llama import LlamaConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
-from seedbed.objectives.masking import choose_targets
+from seedbed.objectives.units import choose_targets, word_begins
 from toys import VOCABULARY, ToySplit, toy_model, toy_reader
 
 
@@ -62,7 +62,7 @@ def test_the_number_of_targets_is_exact_and_separators_are_never_chosen(unit, ra
 
 def test_words_are_masked_whole_or_not_at_all():
     rows, draws = rows_of(200)
-    column, weights = choose_targets(rows, draws, rate=0.3, by_word=True)
+    column, weights = choose_targets(rows, draws, rate=0.3, begins=word_begins(rows))
     chosen = torch.zeros(rows.shape, dtype=torch.bool)
     weights = torch.ones(column.shape) if weights is None else weights
     for row in range(200):
@@ -84,7 +84,7 @@ def test_words_are_masked_whole_or_not_at_all():
 def test_whole_words_are_chosen_as_often_as_their_share():
     """No length of word is favoured by much: long ones are passed over only at the end of the count."""
     rows, draws = rows_of(2000, length=64)
-    column, weights = choose_targets(rows, draws, rate=0.15, by_word=True)
+    column, weights = choose_targets(rows, draws, rate=0.15, begins=word_begins(rows))
     weights = torch.ones(column.shape) if weights is None else weights
     assert abs(weights.sum() / (2000 * round(0.15 * 64)) - 1) < 0.01
 
@@ -190,6 +190,6 @@ def test_shares_above_one_are_refused():
 
 def test_choice_is_uniform_over_places():
     rows, draws = toy_reader(16, num_documents=400).read(0, 600)
-    column, _ = choose_targets(rows, draws, rate=0.25, by_word=False)
+    column, _ = choose_targets(rows, draws, rate=0.25)
     counts = np.bincount(column.reshape(-1).numpy(), minlength=16) / column.numel()
     assert np.abs(counts - 1 / 16).max() < 0.02

@@ -52,8 +52,8 @@ class MaskedLM(Objective):
         self, config: MaskedLMConfig, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool
     ) -> None:
         super().__init__(config, vocabulary, row_length=row_length, is_segmented=is_segmented)
-        self.masking = Masking(config, vocabulary)
         self._num_prefix = 0 if vocabulary.cls_id is None else 1
+        self.masking = Masking(config, vocabulary, row_length=self.raw_row_length)
 
     @property
     def raw_row_length(self) -> int:
