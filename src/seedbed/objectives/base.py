@@ -264,7 +264,7 @@ class Objective(ABC):
 
     def counts(self, targets: Mapping[str, Targets]) -> dict[str, float]:
         """Return the number of targets of each term (the sum of their weights), known before any forward pass."""
-        return {term: count_targets(target) for term, target in targets.items()}
+        return {term: count_targets(target) for term, target in targets.items() if term in self.terms}
 
     def losses(
         self,

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seedbed.artifact import digest_of, file_digest
+from seedbed.data.store import SPECIAL, WORD
+from seedbed.data.views import TokenStream
 from seedbed.errors import DataError, IncompatibleError, IntegrityError
 from seedbed.models.huggingface import read_huggingface
 from seedbed.objectives.base import Vocabulary
@@ -31,6 +33,8 @@ _logger = logging.getLogger(__name__)
 
 _BEGINS_HAN: Final = re.compile(f"[{HAN}]")
 _ENDS_HAN: Final = re.compile(f"[{HAN}]$")
+_SAMPLE_WINDOWS: Final = 128
+_SAMPLE_TOKENS: Final = 512
 _ANY: Final = 0
 _AT_WORDS: Final = 1
 
@@ -134,6 +138,17 @@ class Lexicon:
                     reached = end
                     found += 1
         return torch.from_numpy(merged), found
+
+    def report_matches(self, tokens: TokenStream) -> float:
+        """Return the entries found in 1,000 tokens of a sample of the text, and log them; none is worth a warning."""
+        starts = np.arange(_SAMPLE_WINDOWS, dtype=np.int64) * tokens.num_tokens // _SAMPLE_WINDOWS
+        ids, marks, valid = tokens.gather(np.unique(starts), _SAMPLE_TOKENS)
+        begins = torch.from_numpy((marks & (WORD | SPECIAL)) != 0)
+        found = self.units(torch.from_numpy(ids.astype(np.int64)), begins)[1]
+        rate = 1000.0 * found / max(1, int(valid.sum()))
+        level = logging.INFO if found else logging.WARNING
+        _logger.log(level, "the lexicon's entries stand %.1f times in 1,000 tokens of this text", rate)
+        return rate
 
     def _add(self, ids: Sequence[int], entry: str) -> None:
         node = self._root
