@@ -16,8 +16,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "alibi_encoder": ("modernbert", {"positions": "alibi", "local_window": 40, "global_every_n": 2}),
     "alibi_decoder": ("llama", {"positions": "alibi", "num_kv_heads": 2}),
     "sinusoidal_encoder": ("bert", {"positions": "sinusoidal", "embedding_scale": 3.0}),
+    "relative_encoder": ("bert", {"positions": "relative", "head_scale": 0.5}),
+    "relative_decoder": (
+        "llama",
+        {"positions": "relative", "relative_buckets": 8, "relative_max_distance": 20, "attention_scale": 0.5},
+    ),
 }
 """Descriptions no family builds, by name: (family, changes)."""
+
+TWO_STACKS = sorted(name for name, kind in MODELS.items() if kind.stack == "encoder_decoder")
+ONE_STACK = sorted(set(MODELS) - set(TWO_STACKS))
 
 
 def small_model(name: str, **changes: Any) -> LanguageModel:

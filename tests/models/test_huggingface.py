@@ -262,6 +262,81 @@ THEIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         },
     ),
+    "t5-gated-untied-odd-heads": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "d_model": 30,
+            "d_kv": 7,
+            "d_ff": 41,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "num_heads": 3,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "t5-relu-tied": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "d_model": 32,
+            "d_kv": 16,
+            "d_ff": 50,
+            "num_layers": 3,
+            "num_decoder_layers": 1,
+            "num_heads": 4,
+            "feed_forward_proj": "relu",
+            "relative_attention_num_buckets": 10,
+            "relative_attention_max_distance": 13,
+            "layer_norm_epsilon": 1e-5,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "t5-gated-tied-erf": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 30,
+            "num_layers": 1,
+            "num_heads": 5,
+            "feed_forward_proj": "gated-gelu_python",
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "bart-odd-heads": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {
+            "d_model": 30,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 3,
+            "decoder_attention_heads": 3,
+            "encoder_ffn_dim": 41,
+            "decoder_ffn_dim": 41,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "bart-scaled-relu": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {
+            "d_model": 32,
+            "encoder_layers": 3,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 50,
+            "decoder_ffn_dim": 50,
+            "max_position_embeddings": 24,
+            "activation_function": "relu",
+            "scale_embedding": True,
+        },
+    ),
 }
 
 
@@ -273,6 +348,11 @@ def make_theirs(name: str) -> Any:
     config = getattr(transformers, config_class)(vocab_size=VOCAB, **special | settings)
     model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
+        if getattr(config, "scale_decoder_outputs", True) is False:
+            # Their T5 calls itself tied always; a matrix of its own makes it what version 1.1 is.
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, config.d_model) * 0.2)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
@@ -282,6 +362,8 @@ def reopen(folder: Path, model: LanguageModel) -> Any:
     """Open a folder with the Auto class, refusing any key that is missing or unexpected."""
     causal = model.config.is_causal or model.config.family == "xlnet"  # They file XLNet's head there.
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    if model.config.stack == "encoder_decoder":
+        auto = transformers.AutoModelForSeq2SeqLM
     theirs, report = auto.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report
@@ -291,6 +373,9 @@ def reopen(folder: Path, model: LanguageModel) -> Any:
 
 def compare(ours: LanguageModel, theirs: Any, length: int = 20) -> None:
     """Compare logits without padding, with padding on either side, and with token types where they exist."""
+    if ours.config.stack == "encoder_decoder":
+        compare_two_stacks(ours, theirs, length)
+        return
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, VOCAB, (3, length), generator=generator)
     causal = ours.config.is_causal
@@ -314,6 +399,37 @@ def compare(ours: LanguageModel, theirs: Any, length: int = 20) -> None:
         assert difference.max() < TOLERANCE
 
 
+def compare_two_stacks(ours: LanguageModel, theirs: Any, length: int) -> None:
+    """Compare logits of the decoder without padding, and with padding in the encoder, the decoder and both."""
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, VOCAB, (3, length), generator=generator)
+    decoder_ids = torch.randint(3, VOCAB, (3, length - 3), generator=generator)
+    real, decoder_real = torch.ones_like(ids), torch.ones_like(decoder_ids)
+    real[1, length - 6 :] = 0
+    decoder_real[1:, length - 5 :] = 0
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, decoder_input_ids=decoder_ids).logits
+        hidden = ours(Batch(ids, decoder_input_ids=decoder_ids))
+        assert (ours.logits(hidden.last) - expected).abs().max() < TOLERANCE
+        assert expected.std() > 0.1
+
+        expected = theirs(
+            input_ids=ids,
+            attention_mask=real,
+            decoder_input_ids=decoder_ids,
+            decoder_attention_mask=decoder_real,
+        ).logits
+        batch = Batch(
+            ids,
+            segment_ids=real.int(),
+            decoder_input_ids=decoder_ids,
+            decoder_segment_ids=decoder_real.int(),
+            has_padding=True,
+        )
+        difference = (ours.logits(ours(batch).last) - expected).abs()[decoder_real.bool()]
+        assert difference.max() < TOLERANCE
+
+
 @pytest.mark.parametrize("name", THEIRS)
 def test_theirs_open_in_ours_and_return(name: str, tmp_path: Path) -> None:
     theirs = make_theirs(name)
@@ -321,7 +437,8 @@ def test_theirs_open_in_ours_and_return(name: str, tmp_path: Path) -> None:
     ours, left_out = read_huggingface(tmp_path / "theirs")
     # An untied BERT of transformers 5 has an output offset it does not use.
     assert left_out == {}
-    assert ours.config.tie_embeddings == theirs.config.tie_word_embeddings
+    tied = theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+    assert ours.config.tie_embeddings == tied
     compare(ours, theirs)
     write_huggingface(ours, tmp_path / "back")
     back = reopen(tmp_path / "back", ours)
@@ -347,6 +464,43 @@ def test_every_default_preset_opens_in_theirs(name: str, preset: str, tmp_path: 
     for (name_a, a), (name_b, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert name_a == name_b
         assert torch.equal(a, b)
+
+
+def test_an_untied_bart_opens_in_theirs(tmp_path: Path) -> None:
+    """Told so, transformers unties the embeddings of the stacks too; ours are one, written three times."""
+    section = MODELS["bart"].model_validate(
+        {"preset": "tiny", "tie_embeddings": False, "num_decoder_layers": 1}
+    )
+    model = build_model(section.build(vocab_size=VOCAB, special_ids={"pad": 0, "eos": 3}), seed=3)
+    write_huggingface(model, tmp_path)
+    compare(model, reopen(tmp_path, model))
+    again, _ = read_huggingface(tmp_path)
+    compare(again, reopen(tmp_path, model))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.decoder.embed_tokens.weight"] += 1
+    rewrite(tmp_path, tensors)
+    with pytest.raises(IncompatibleError, match="differing from what they should be tied to \\(1\\)"):
+        read_huggingface(tmp_path)
+
+
+def test_copies_of_a_shared_embedding_are_read_as_theirs_are(tmp_path: Path) -> None:
+    theirs = make_theirs("t5-relu-tied")
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    shared = tensors.pop("shared.weight")
+    # As old files have them: all copies, only copies, or a key no version reads.
+    for names in (
+        ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
+        ["decoder.embed_tokens.weight", "lm_head.weight"],
+        ["lm_head.weight"],
+    ):
+        rewrite(tmp_path, {**tensors, **dict.fromkeys(names, shared)})
+        ours, _ = read_huggingface(tmp_path)
+        assert ours.config.tie_embeddings
+        compare(ours, theirs)
+    useless = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    rewrite(tmp_path, {**tensors, "shared.weight": shared, useless: torch.zeros(10, 4)})
+    assert list(read_huggingface(tmp_path)[1]) == [useless]
 
 
 def test_real_weights_give_the_same_hidden_states() -> None:

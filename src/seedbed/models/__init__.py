@@ -6,6 +6,7 @@ Importing this package does not import torch; `transformer`, `heads`, `language_
 from __future__ import annotations
 
 from seedbed.models.albert import AlbertConfig
+from seedbed.models.bart import BartConfig
 from seedbed.models.bert import BertConfig
 from seedbed.models.config import TransformerConfig
 from seedbed.models.distilbert import DistilBertConfig
@@ -16,12 +17,14 @@ from seedbed.models.modernbert import ModernBertConfig
 from seedbed.models.native import NativeDecoderConfig, NativeEncoderConfig
 from seedbed.models.presets import PRESETS, FamilyConfig
 from seedbed.models.roberta import RobertaConfig
+from seedbed.models.t5 import T5Config
 from seedbed.models.xlnet import XLNetConfig
 
 __all__ = ["MODELS", "PRESETS", "FamilyConfig", "TransformerConfig"]
 
 MODELS: dict[str, type[FamilyConfig]] = {
     "albert": AlbertConfig,
+    "bart": BartConfig,
     "bert": BertConfig,
     "distilbert": DistilBertConfig,
     "electra": ElectraConfig,
@@ -29,6 +32,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "llama": LlamaConfig,
     "modernbert": ModernBertConfig,
     "roberta": RobertaConfig,
+    "t5": T5Config,
     "xlnet": XLNetConfig,
     "native_decoder": NativeDecoderConfig,
     "native_encoder": NativeEncoderConfig,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -11,7 +11,20 @@ from torch import Tensor
 from seedbed.errors import MemoryLimitError
 from seedbed.models.config import TransformerConfig
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "Memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Hold what a decoder reads of its encoder.
+
+    Attributes:
+        states: (B, T, D) final hidden states of the encoder.
+        segment_ids: (B, T) int32 segments they belong to; 0 is padding.
+    """
+
+    states: Tensor
+    segment_ids: Tensor
 
 
 @dataclass(slots=True)
@@ -27,6 +40,8 @@ class Cache:
         position_ids: (B, S) int64, for scores that depend on distance.
         attend_order: (B, S) int32, used with attention "order".
         length: slots filled.
+        memory: the encoder's output, once it has run; tokens of an encoder-decoder's cache are the decoder's.
+        cross: keys and values (B, G, T, K) of `memory` by layer, made once.
     """
 
     keys: Tensor
@@ -35,6 +50,8 @@ class Cache:
     position_ids: Tensor
     attend_order: Tensor
     length: int = 0
+    memory: Memory | None = None
+    cross: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def allocate(
@@ -47,7 +64,8 @@ class Cache:
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Return an empty cache for rows of up to `max_length` tokens."""
-        shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
+        num_layers = config.num_decoder_layers or config.num_layers
+        shape = (num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
         marks = torch.zeros((2, batch_size, max_length), dtype=torch.int32, device=device)
         return cls(
             keys=torch.zeros(shape, dtype=dtype, device=device),

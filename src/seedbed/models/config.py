@@ -18,7 +18,7 @@ __all__ = ["Activation", "AttentionKind", "Initialisation", "Stack", "Transforme
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
 AttentionKind = Literal["dot_product", "xlnet"]
 Stack = Literal["encoder", "decoder", "encoder_decoder"]
-Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he"]
+Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he", "t5"]
 
 
 class TransformerConfig(Config):
@@ -32,7 +32,12 @@ class TransformerConfig(Config):
     )
     vocab_size: int = Field(ge=1, description="Token ids, special ones included.")
     hidden_size: int = Field(ge=1, description="Width D of the residual stream.")
-    num_layers: int = Field(ge=1, description="Blocks of attention and feed-forward.")
+    num_layers: int = Field(
+        ge=1, description="Blocks of attention and feed-forward; of the encoder, if there are two stacks."
+    )
+    num_decoder_layers: int = Field(
+        0, ge=0, description="Blocks of a decoder that also reads the encoder's output; 0: one stack only."
+    )
     num_heads: int = Field(ge=1, description="Query heads H.")
     num_kv_heads: int = Field(
         ge=1, description="Key and value heads; fewer than num_heads are shared by groups."
@@ -85,10 +90,11 @@ class TransformerConfig(Config):
         description="Each layer mixes its values with the first layer's, by a learned share that starts at 1/2 (2410.17897).",
     )
 
-    positions: Literal["learned", "sinusoidal", "rope", "alibi", "none"] = Field(
+    positions: Literal["learned", "sinusoidal", "rope", "relative", "alibi", "none"] = Field(
         "rope",
         description="How order enters. learned: a table of max_length vectors. sinusoidal: a fixed table (1706.03762). rope:"
-        " queries and keys are rotated (2104.09864). alibi: scores fall with distance, at a slope per head (2108.12409)."
+        " queries and keys are rotated (2104.09864). relative: one learned bias per head and bucket of distances, shared by the"
+        " layers (1910.10683). alibi: scores fall with distance, at a slope per head (2108.12409)."
         " none: only through the causal mask.",
     )
     position_offset: int = Field(
@@ -101,6 +107,12 @@ class TransformerConfig(Config):
         1.0,
         gt=0,
         description="Token embeddings are multiplied by it before positions are added (sqrt(D) in 1706.03762).",
+    )
+    relative_buckets: int = Field(
+        32, ge=4, description="Buckets of relative positions; half of them for each side unless causal."
+    )
+    relative_max_distance: int = Field(
+        128, ge=1, description="Distance from which on all relative positions share the last bucket, tokens."
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     local_rope_theta: float = Field(10_000.0, gt=0, description="The same, in layers with local attention.")
@@ -122,6 +134,9 @@ class TransformerConfig(Config):
         description="With attention_kind=xlnet: distances beyond this count as this. 0: all are told apart.",
     )
 
+    attention_scale: float | None = Field(
+        None, gt=0, description="Attention scores are multiplied by it; T5: 1. null: 1 / sqrt(head_dim)."
+    )
     query_key_norm: bool = Field(
         False,
         description="RMSNorm without scale on the queries and keys of each head (2010.04245), so that scores stay below sqrt(K).",
@@ -143,8 +158,15 @@ class TransformerConfig(Config):
         0.0, ge=0, lt=1, description="On attention probabilities; forces unfused attention."
     )
 
-    is_causal: bool = Field(False, description="A decoder: made for left-to-right prediction.")
+    is_causal: bool = Field(
+        False, description="One stack made for left-to-right prediction; false for an encoder-decoder."
+    )
     tie_embeddings: bool = Field(True, description="The head uses the token embedding as its matrix.")
+    head_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Hidden states are multiplied by it before the head's matrix (T5, tied: 1 / sqrt(D)).",
+    )
     head_transform: bool = Field(False, description="Dense, activation and norm before the head's matrix.")
     head_activation: Activation = Field("gelu", description="Activation of that transform.")
     head_transform_bias: bool = Field(False, description="Offset in that transform's dense layer.")
@@ -173,7 +195,9 @@ class TransformerConfig(Config):
         "(muP, 2203.03466; modded-nanogpt).",
     )
     special_ids: dict[str, int] = Field(
-        default_factory=dict, description="Ids of pad, bos, eos, cls, sep, mask, unk where they exist."
+        default_factory=dict,
+        description="Ids of pad, bos, eos, cls, sep, mask, unk, and decoder_start (the token an encoder-decoder begins "
+        "to write with), where they exist.",
     )
 
     @model_validator(mode="after")
@@ -192,16 +216,30 @@ class TransformerConfig(Config):
             raise ValueError(
                 "residual_scalars needs norm_place=pre: a post-norm stream has no shortcut to weigh"
             )
-        if self.query_stream and self.local_window:
-            raise ValueError("a query stream and a local window do not go together")
         if self.attention_kind != "dot_product" and (
-            self.num_kv_heads != self.num_heads or self.local_window or self.positions in ("rope", "alibi")
+            self.num_kv_heads != self.num_heads
+            or self.local_window
+            or self.num_decoder_layers
+            or self.attention_scale
+            or self.positions in ("rope", "relative", "alibi")
         ):
             raise ValueError(
-                f"attention_kind={self.attention_kind} takes no grouped queries, local window, rope or alibi"
+                f"attention_kind={self.attention_kind} takes no grouped queries, local window, decoder, scale, rope, relative"
+                " or alibi"
             )
         if self.attention_kind == "xlnet" and self.hidden_size % 2:
             raise ValueError(f"attention_kind=xlnet needs an even hidden_size, not {self.hidden_size}")
+        if self.query_stream and (self.local_window or self.num_decoder_layers):
+            raise ValueError("a query stream and a local window or a decoder do not go together")
+        if self.num_decoder_layers and self.is_causal:
+            raise ValueError("is_causal is for one stack; an encoder-decoder's decoder is causal anyway")
+        if self.num_decoder_layers and self.num_layer_groups:
+            raise ValueError("num_layer_groups is for one stack")
+        if self.positions == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance {self.relative_max_distance} is not above half of relative_buckets "
+                f"{self.relative_buckets}"
+            )
         if self.position_offset and self.positions != "learned":
             raise ValueError("position_offset exists with positions=learned only")
         if self.embedding_size and not self.head_transform:
@@ -234,7 +272,15 @@ class TransformerConfig(Config):
     @property
     def stack(self) -> Stack:
         """Return what kind of model it is, the word an objective asks for."""
+        if self.num_decoder_layers:
+            return "encoder_decoder"
         return "decoder" if self.is_causal else "encoder"
+
+    def side(self, stack: Literal["encoder", "decoder"]) -> Self:
+        """Return the description of one stack of an encoder-decoder."""
+        if stack == "encoder":
+            return self.updated(num_decoder_layers=0)
+        return self.updated(num_layers=self.num_decoder_layers, num_decoder_layers=0, is_causal=True)
 
     @property
     def token_type_rows(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.feed_forward import activate
 from seedbed.models.layers.norm import make_norm
-from seedbed.models.transformer import Transformer
+from seedbed.models.trunks import Trunk
 
 __all__ = ["CausalLMHead", "LMHead", "MaskedLMHead", "make_head"]
 
@@ -31,7 +31,7 @@ class LMHead(nn.Module):
 
     def transform(self, features: Tensor) -> Tensor:
         """Return the features the matrix is applied to, for losses that fuse the product (and then apply `cap`)."""
-        return features
+        return features if self.config.head_scale == 1.0 else features * self.config.head_scale
 
     def cap(self, logits: Tensor) -> Tensor:
         """Return logits held within +-c where the config has a `logit_softcap` c."""
@@ -44,7 +44,7 @@ class LMHead(nn.Module):
 
 
 class CausalLMHead(LMHead):
-    """The plain matrix of GPT-2 and Llama."""
+    """The plain matrix of GPT-2, Llama, T5 and BART."""
 
 
 class MaskedLMHead(LMHead):
@@ -62,13 +62,12 @@ class MaskedLMHead(LMHead):
 
     def transform(self, features: Tensor) -> Tensor:
         """Return the features the matrix is applied to."""
-        if self.dense is None or self.norm is None:
-            return features
-        transformed: Tensor = self.norm(activate(self.dense(features), self.config.head_activation))
-        return transformed
+        if self.dense is not None and self.norm is not None:
+            features = self.norm(activate(self.dense(features), self.config.head_activation))
+        return super().transform(features)
 
 
-def make_head(trunk: Transformer) -> LMHead:
+def make_head(trunk: Trunk) -> LMHead:
     """Return the head that belongs to this kind of trunk, tied to its embedding if the config says so."""
-    kind = CausalLMHead if trunk.config.is_causal else MaskedLMHead
+    kind = MaskedLMHead if trunk.config.stack == "encoder" else CausalLMHead
     return kind(trunk.config, trunk.embedding.token)

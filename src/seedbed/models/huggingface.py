@@ -122,7 +122,7 @@ class _Stored:
         table += [weight for extra in extras.values() for weight in extra.weights]
         sources = {weight.name: self._sources(weight) for weight in table}
         used = {part for parts in sources.values() for part in parts}
-        used |= {copy for weight in table for copy in weight.copies}
+        used |= {copy for weight in table for copy in (*weight.copies, *weight.aliases)}
         if config.tie_embeddings:
             used.add(family.head_matrix)
         left_out = {
@@ -156,15 +156,21 @@ class _Stored:
                     misshapen.append(
                         f"{' + '.join(sources[weight.name])} {tuple(value.shape)} for {tuple(target.shape)}"
                     )
-        self._refuse({"misshapen": misshapen})
+        untied = [
+            alias
+            for weight in table
+            for alias in weight.aliases
+            if alias in places and not torch.equal(self.tensor(alias), self.tensor(sources[weight.name][0]))
+        ]
+        self._refuse({"misshapen": misshapen, "differing from what they should be tied to": untied})
         model.extras.update(read_extra_heads(self.folder, config))
         return model, left_out
 
     def _settle_tie(self, config: TransformerConfig) -> TransformerConfig:
         """Decide about an output matrix stored beside the embedding it should be tied to."""
         first = self.family.weights(config, has_head=False)[0]
-        assert first.name == "trunk.embedding.token.weight"
-        embedding = first.parts[0]
+        assert first.name.endswith("embedding.token.weight")
+        (embedding,) = self._sources(first)
         if embedding not in self.places:
             self.places[embedding] = self.places.pop(self.family.head_matrix)
         elif not torch.equal(self.tensor(embedding), self.tensor(self.family.head_matrix)):
@@ -173,7 +179,7 @@ class _Stored:
 
     def _sources(self, weight: Weight) -> tuple[str, ...]:
         """Return the names to read a weight from: a copy when the first is missing."""
-        for copy in weight.copies:
+        for copy in (*weight.copies, *weight.aliases):
             if weight.parts[0] not in self.places and copy in self.places:
                 return (copy,)
         return weight.parts

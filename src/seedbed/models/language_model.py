@@ -17,8 +17,7 @@ from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.init import init_weights
 from seedbed.models.pretraining_heads import make_extras
-from seedbed.models.transformer import Transformer
-from seedbed.models.trunks import make_trunk
+from seedbed.models.trunks import Trunk, make_trunk
 from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["LanguageModel", "build_model"]
@@ -34,7 +33,7 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, trunk: Transformer, head: LMHead | None, extras: Mapping[str, nn.Module] | None = None
+        self, trunk: Trunk, head: LMHead | None, extras: Mapping[str, nn.Module] | None = None
     ) -> None:
         super().__init__()
         self.trunk = trunk

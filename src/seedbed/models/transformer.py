@@ -14,15 +14,21 @@ from torch import Tensor, nn
 
 from seedbed.batch import Batch, Hidden
 from seedbed.errors import IncompatibleError
-from seedbed.models.cache import Cache
+from seedbed.models.cache import Cache, Memory
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix
+from seedbed.models.layers.cross_attention import CROSS_SITES, CrossAttention, Reading
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
 from seedbed.models.layers.feed_forward import FeedForward
-from seedbed.models.layers.mask import additive, may_attend, query_plan, within_window
+from seedbed.models.layers.mask import additive, may_attend, may_read, query_plan, within_window
 from seedbed.models.layers.norm import make_norm
-from seedbed.models.layers.position import alibi_bias, restarting_positions, rotary_table
+from seedbed.models.layers.position import (
+    RelativePositions,
+    alibi_bias,
+    restarting_positions,
+    rotary_table,
+)
 
 __all__ = ["Layer", "Transformer"]
 
@@ -42,15 +48,20 @@ class First:
 class Layer(nn.Module):
     """One block: attention and feed-forward, each with a residual and a norm before or after.
 
-    A block knows its depth only when it runs: shared ones run at several.
+    A block knows its depth only when it runs: shared ones run at several. With `reads_memory` it has cross attention between
+    the two: a decoder's block that reads an encoder.
     """
 
-    def __init__(self, config: TransformerConfig, index: int, attention: Attention) -> None:
+    def __init__(
+        self, config: TransformerConfig, index: int, attention: Attention, *, reads_memory: bool = False
+    ) -> None:
         super().__init__()
         self.is_pre_norm = config.norm_place == "pre"
         has_norm = index > 0 or config.has_first_norm
         self.attention_norm = make_norm(config) if has_norm else nn.Identity()
         self.attention = attention
+        self.cross_attention_norm = make_norm(config) if reads_memory else None
+        self.cross_attention = CrossAttention(config) if reads_memory else None
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         # (1,), not (): FSDP2 cannot shard what has no dimension. The first layer has neither shortcut nor share: its input
@@ -75,11 +86,13 @@ class Layer(nn.Module):
         capture: Collection[str],
         at: Tensor | None = None,
         first: First | None = None,
+        reading: Reading | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the next content (B, T, D), the next query stream (B, Q, D) or None, and what was captured.
 
         `index` is the depth: it names captures, cache slots and dropout sites. With `at` (N,) the next content is computed
-        at these flat positions only: (N, D).
+        at these flat positions only: (N, D). Cross attention needs its rows whole, so where there is one only what comes
+        after it is spared.
         """
         pre = self.is_pre_norm
         values = None
@@ -95,15 +108,34 @@ class Layer(nn.Module):
             cache=cache,
             dropout=dropout,
             capture=capture,
-            at=at,
+            at=at if self.cross_attention is None else None,
             values=values,
         )
+        norm, site = self.attention_norm, 3 * index + 1
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            assert reading is not None
+            x = self._add(x, out, norm, dropout, site=site, places=places)
+            out, seen = self.cross_attention(
+                self.cross_attention_norm(x) if pre else x,
+                reading,
+                layer=index,
+                cache=cache,
+                dropout=dropout,
+                capture=capture,
+                at=at,
+            )
+            captured.update(seen)
+            norm, site = self.cross_attention_norm, CROSS_SITES + 2 * index + 1
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)
-        x = self._rest(x, out, dropout, site=3 * index, places=places, at=at)
+        x = self._add(x, out, norm, dropout, site=site, places=places, at=at)
+        x = self._feed(x, dropout, site=3 * index + 2, places=places, at=at)
         if stream is not None and answer is not None:
             site = QUERY_SITES + 3 * index
-            stream = self._rest(stream, answer, dropout, site=site, places=query_places)
+            stream = self._add(
+                stream, answer, self.attention_norm, dropout, site=site + 1, places=query_places
+            )
+            stream = self._feed(stream, dropout, site=site + 2, places=query_places)
         return x, stream, captured
 
     def _enter(self, x: Tensor, start: Tensor | None) -> Tensor:
@@ -114,42 +146,59 @@ class Layer(nn.Module):
             x = torch.addcmul(x, start, self.shortcut_scalar)
         return x
 
-    def _rest(
+    def _feed(
         self,
         x: Tensor,
-        out: Tensor,
         dropout: Dropout | None,
         *,
         site: int,
         places: Tensor | None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """Add the attention output, then the feed-forward block, with norms where they belong."""
-        if dropout is not None and places is not None:
-            out = dropout.hidden(out, site=site + 1, places=places, at=at)
-        x = x + out
-        if not self.is_pre_norm:
-            x = self.attention_norm(x)
+        """Add the feed-forward block."""
         out = self.feed_forward(self.feed_forward_norm(x) if self.is_pre_norm else x)
+        return self._add(x, out, self.feed_forward_norm, dropout, site=site, places=places, at=at)
+
+    def _add(
+        self,
+        x: Tensor,
+        out: Tensor,
+        norm: nn.Module,
+        dropout: Dropout | None,
+        *,
+        site: int,
+        places: Tensor | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """Add what a sublayer gave; its norm follows where norms come after."""
         if dropout is not None and places is not None:
-            out = dropout.hidden(out, site=site + 2, places=places, at=at)
+            out = dropout.hidden(out, site=site, places=places, at=at)
         x = x + out
-        return x if self.is_pre_norm else self.feed_forward_norm(x)
+        if self.is_pre_norm:
+            return x
+        normed: Tensor = norm(x)
+        return normed
 
 
 class Transformer(nn.Module):
-    """Map a batch to hidden states. A sibling has another attention and its own plans (see `trunks.py`)."""
+    """Map a batch to hidden states: one stack, of which an `EncoderDecoder` has two.
+
+    A sibling has another attention and its own plans (see `trunks.py`).
+    """
 
     attention_type: ClassVar[type[Attention]] = Attention
     can_fuse: ClassVar[bool] = True
     """The attention can use the fused kernel."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.reads_memory = reads_memory
         self.embedding = Embedding(config)
+        self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.layers = nn.ModuleList(
-            Layer(config, index, self.attention_type(config)) for index in range(config.num_stored_layers)
+            Layer(config, index, self.attention_type(config), reads_memory=reads_memory)
+            for index in range(config.num_stored_layers)
         )
         self.final_norm = make_norm(config) if config.has_final_norm else None
 
@@ -162,6 +211,7 @@ class Transformer(nn.Module):
         capture: Sequence[str] = (),
         cache: Cache | None = None,
         at: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Hidden:
         """Run the model.
 
@@ -170,11 +220,13 @@ class Transformer(nn.Module):
             dropout_key: 0-d integer tensor; None means no dropout, whatever `training` says.
             embedding_delta: (B, T, E) added to the token embeddings (adversarial passes); E is D unless factorised.
             capture: names to return: "hidden.i" (0: embedding output, num_layers: before the final norm), "query.i", "key.i",
-                "value.i", "attention.i" (probabilities; that layer takes the unfused path).
+                "value.i", "attention.i" and, of a stack that reads memory, "cross_attention.i" (probabilities; that layer
+                takes the unfused path).
             cache: past tokens; the new ones are appended to it.
             at: (N,) flat positions into (B * T) where `last` is wanted. The last layer's output projection, feed-forward
                 block and norm then run there only: an eighth of the work of a masked-LM step in a model of four layers.
                 Values and gradients are the same.
+            memory: what cross attention reads, for a stack that has it.
 
         Returns:
             `last` (B, T, D), or (N, D) with `at`; `query` (B, Q, D) when the batch has `query_at`; `captured` by name.
@@ -211,6 +263,7 @@ class Transformer(nn.Module):
         stream = self.embedding.project(stream) if stream is not None else None
 
         plans = self._plans(batch, segment_ids, positions, query_positions, cache, start, wanted)
+        reading = None if memory is None else self._reading(batch, segment_ids, memory)
         captured: dict[str, Tensor] = {}
         first = First(x, stream) if config.residual_scalars or config.value_residual else None
         for index in range(config.num_layers):
@@ -228,6 +281,7 @@ class Transformer(nn.Module):
                 capture=wanted,
                 at=at if index + 1 == config.num_layers else None,
                 first=first,
+                reading=reading,
             )
             captured.update(seen)
         if f"hidden.{config.num_layers}" in wanted:
@@ -258,6 +312,8 @@ class Transformer(nn.Module):
         count = config.num_layers
         known = {f"{kind}.{i}" for kind in ("query", "key", "value", "attention") for i in range(count)}
         known |= {f"hidden.{i}" for i in range(count + 1)}
+        if self.reads_memory:
+            known |= {f"cross_attention.{i}" for i in range(count)}
         if unknown := [name for name in capture if name not in known]:
             raise IncompatibleError(
                 f"cannot capture {', '.join(unknown)} from a model of {count} layers.",
@@ -305,7 +361,12 @@ class Transformer(nn.Module):
         total = start + segment_ids.shape[1]
         is_fused = self.can_fuse and (device.type != "cpu" or total > _BMM_MAX_LENGTH)
         key_positions = positions if cache is None else cache.place(positions)
-        distance = self._distance_bias(positions, key_positions, dtype)
+        if batch.position_ids is None and self.relative is not None:
+            # Tokens of a segment stand side by side, so their places in the row are as far apart as their positions, and one
+            # bias serves all rows.
+            distance: Tensor | None = self.relative(total, start).to(dtype)
+        else:
+            distance = self._distance_bias(positions, key_positions, dtype)
         is_plainly_causal = (
             batch.attention == "causal" and start == 0 and not batch.is_segmented and not batch.has_padding
         )
@@ -339,9 +400,25 @@ class Transformer(nn.Module):
 
     def _distance_bias(self, own: Tensor, theirs: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Return what scores gain by distance, (B or 1, H, T, S), or None where they do not depend on it."""
+        if self.relative is not None:
+            return self.relative.between(own, theirs).to(dtype)
         if self.config.positions != "alibi":
             return None
         return alibi_bias(own, theirs, self.config.num_heads, dtype)
+
+    def _reading(self, batch: Batch, segment_ids: Tensor, memory: Memory) -> Reading:
+        """Return how this decoder reads an encoder."""
+        allowed = may_read(batch, segment_ids, memory.segment_ids)
+        sees = None
+        dtype = _compute_dtype(self.embedding.token.weight)
+        if allowed is not None:
+            some = allowed.any(-1, keepdim=True)
+            # A softmax over nothing is not a number: who may read nothing reads all, and that is taken times zero.
+            allowed, sees = allowed | ~some, some[:, None].to(dtype)
+        longest = max(segment_ids.shape[1], memory.segment_ids.shape[1])
+        is_fused = segment_ids.device.type != "cpu" or longest > _BMM_MAX_LENGTH
+        plan = AttentionPlan(bias=additive(allowed, dtype), is_causal=False, is_fused=is_fused, rotary=None)
+        return Reading(memory, plan, sees)
 
     def _rotary(self, positions: Tensor | None, theta: float, dtype: torch.dtype) -> Table | None:
         if positions is None or self.config.positions != "rope":

@@ -50,6 +50,7 @@ class Weight:
         is_transposed: theirs is stored (in, out), as GPT-2's.
         shape: shape of each part as theirs is stored, where it is not that of the matrix it is here (XLNet's (D, H, K)).
         copies: other names the same tensor is stored under: written too, and read when the first is missing.
+        aliases: names of tied copies: not written, read when the first is missing, refused when they differ from it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Weight:
     is_transposed: bool = False
     shape: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def read_special_ids(data: Mapping[str, Any], vocab_size: int) -> dict[str, int]
     unused defaults) are left out.
     """
     found: dict[str, int] = {}
-    for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"):
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start"):
         value = data.get(f"{name}_token_id")
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, int) and 0 <= value < vocab_size:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from seedbed.models.config import AttentionKind, TransformerConfig
+from seedbed.models.encoder_decoder import EncoderDecoder
 from seedbed.models.relative import XLNetTransformer
 from seedbed.models.transformer import Transformer
 
-__all__ = ["TRUNKS", "make_trunk"]
+__all__ = ["TRUNKS", "Trunk", "make_trunk"]
+
+Trunk = Transformer | EncoderDecoder
+"""What a head sits on: one stack, or two."""
 
 TRUNKS: dict[AttentionKind, type[Transformer]] = {
     "dot_product": Transformer,
@@ -14,6 +18,8 @@ TRUNKS: dict[AttentionKind, type[Transformer]] = {
 }
 
 
-def make_trunk(config: TransformerConfig) -> Transformer:
+def make_trunk(config: TransformerConfig) -> Trunk:
     """Return the trunk a description means, not initialised."""
+    if config.stack == "encoder_decoder":
+        return EncoderDecoder(config)
     return TRUNKS[config.attention_kind](config)

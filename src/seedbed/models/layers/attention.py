@@ -16,7 +16,7 @@ from seedbed.models.layers.mask import QueryPlan
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import rotate
 
-__all__ = ["Attention", "AttentionPlan", "ValueMix", "attend"]
+__all__ = ["Attention", "AttentionPlan", "ValueMix", "attend", "mix"]
 
 Table = tuple[Tensor, Tensor]
 
@@ -70,6 +70,7 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
+        self.scale = config.attention_scale or config.head_dim**-0.5
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
         self.norm_eps = config.norm_eps if config.query_key_norm else None
@@ -118,21 +119,19 @@ class Attention(nn.Module):
             for name, value in ((f"query.{layer}", q), (f"key.{layer}", k), (f"value.{layer}", v))
             if name in capture
         }
-        wants_probabilities = f"attention.{layer}" in capture
-        drops = dropout is not None and dropout.attention_rate > 0
-        if plan.is_fused and not wants_probabilities and not drops:
-            mixed = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if plan.is_causal else plan.bias,
-                is_causal=plan.is_causal,
-                enable_gqa=groups != heads,
-            )
-        else:
-            mixed, probabilities = attend(q, k, v, plan.bias, dropout=dropout, site=3 * layer)
-            if wants_probabilities:
-                captured[f"attention.{layer}"] = probabilities
+        name = f"attention.{layer}"
+        mixed, probabilities = mix(
+            q,
+            k,
+            v,
+            plan,
+            scale=self.scale,
+            dropout=dropout,
+            site=3 * layer,
+            wants_probabilities=name in capture,
+        )
+        if probabilities is not None:
+            captured[name] = probabilities
         mixed = mixed.transpose(1, 2)
         if at is not None:
             mixed = mixed.flatten(0, 1).index_select(0, at)
@@ -149,7 +148,7 @@ class Attention(nn.Module):
                 g = F.rms_norm(g, (self.head_dim,), eps=self.norm_eps)
             if plan.query_rotary is not None:
                 g = rotate(g, plan.query_rotary)
-            mixed, _ = attend(g.transpose(1, 2), k, v, plan.query.bias)
+            mixed, _ = attend(g.transpose(1, 2), k, v, plan.query.bias, scale=self.scale)
             answer = self._finish((mixed * plan.query.sees).transpose(1, 2), stream)
         return out, answer, captured
 
@@ -164,10 +163,49 @@ class Attention(nn.Module):
         return out
 
 
+def mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    dropout: Dropout | None,
+    site: int,
+    wants_probabilities: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Mix values by the path the plan names: the fused kernel, unless probabilities are wanted or dropped.
+
+    Returns:
+        Mixed values (B, H, T, K), and probabilities (B, H, T, S) if they were wanted.
+    """
+    drops = dropout is not None and dropout.attention_rate > 0
+    if plan.is_fused and not wants_probabilities and not drops:
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if plan.is_causal else plan.bias,
+            is_causal=plan.is_causal,
+            scale=scale,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        return mixed, None
+    mixed, probabilities = attend(q, k, v, plan.bias, scale=scale, dropout=dropout, site=site)
+    return mixed, probabilities if wants_probabilities else None
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, dropout: Dropout | None = None, site: int = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout: Dropout | None = None,
+    site: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(q k' / sqrt(K) + bias) v by batched products.
+    """Compute softmax(scale q k' + bias) v by batched products.
 
     For rows up to 256 on a CPU this is up to three times as fast as the fused kernel, whose backward is slow there.
     Heads that share keys are stacked along the rows of one product, so shared keys are never repeated.
@@ -177,6 +215,7 @@ def attend(
         k: (B, G, S, K); H is a multiple of G.
         v: the same shape.
         bias: additive (B or 1, 1 or H, T, S), or None.
+        scale: of the scores; None: 1 / sqrt(K).
         dropout: drops probabilities, if given.
         site: names the place for it.
 
@@ -186,7 +225,9 @@ def attend(
     batch, heads, length, head_dim = q.shape
     groups, total = k.shape[1], k.shape[2]
     stacked = q.reshape(batch * groups, heads // groups * length, head_dim)
-    scores = torch.bmm(stacked * head_dim**-0.5, k.reshape(-1, total, head_dim).transpose(1, 2))
+    scores = torch.bmm(
+        stacked * (head_dim**-0.5 if scale is None else scale), k.reshape(-1, total, head_dim).transpose(1, 2)
+    )
     scores = scores.view(batch, heads, length, total)
     if bias is not None:
         scores = scores + bias

@@ -15,7 +15,7 @@ from seedbed.batch import Batch
 from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache
 
-__all__ = ["QueryPlan", "additive", "may_attend", "query_plan", "within_window"]
+__all__ = ["QueryPlan", "additive", "may_attend", "may_read", "query_plan", "within_window"]
 
 
 def may_attend(batch: Batch, segment_ids: Tensor, cache: Cache | None, start: int) -> Tensor | None:
@@ -44,6 +44,23 @@ def may_attend(batch: Batch, segment_ids: Tensor, cache: Cache | None, start: in
     if order is None or allowed is None:
         return order if allowed is None else allowed
     return allowed & order
+
+
+def may_read(batch: Batch, segment_ids: Tensor, memory_ids: Tensor) -> Tensor | None:
+    """Return bool (B, S, T), true where a decoder token may read an encoder token; None: everyone reads everything.
+
+    Decoder segment k reads encoder segment k, so a row of the mask is empty where the encoder has no such segment.
+
+    Args:
+        batch: says whether there are segments or padding.
+        segment_ids: segments of the decoder's tokens, (B, S).
+        memory_ids: segments of the encoder's tokens, (B, T).
+    """
+    if batch.is_segmented:
+        return segment_ids[:, :, None] == memory_ids[:, None, :]
+    if batch.has_padding:
+        return (segment_ids > 0)[:, :, None] == (memory_ids > 0)[:, None, :]
+    return None
 
 
 def within_window(length: int, start: int, window: int, device: torch.device) -> Tensor:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seedbed.models.config import TransformerConfig
 
 __all__ = [
+    "RelativePositions",
     "alibi_bias",
     "alibi_slopes",
+    "relative_buckets",
     "restarting_positions",
     "rotary_table",
     "rotate",
@@ -83,3 +88,65 @@ def alibi_bias(own: Tensor, theirs: Tensor, num_heads: int, dtype: torch.dtype) 
     slopes = torch.tensor(alibi_slopes(num_heads), device=own.device)
     distance = (own[:, :, None] - theirs[:, None, :]).abs().float()
     return (-slopes[:, None, None] * distance[:, None]).to(dtype)
+
+
+def relative_buckets(
+    distances: Tensor, *, num_buckets: int, max_distance: int, is_bidirectional: bool
+) -> Tensor:
+    """Return the bucket of each distance, key position minus query position; int64 of the same shape.
+
+    Short distances have a bucket each, longer ones share buckets that widen logarithmically up to `max_distance`, and all
+    beyond share the last. Bidirectional: one half of the buckets for keys to the left, the other for keys to the right;
+    otherwise all keys to the right share bucket 0 with the token itself.
+
+    The logarithm is float32, as in every implementation the published weights were trained with: a distance exactly between
+    two buckets falls where it falls there.
+    Source: T5 (1910.10683, section 2.1), after Shaw et al. (1803.02155).
+    """
+    offset = torch.zeros_like(distances)
+    if is_bidirectional:
+        num_buckets //= 2
+        offset = (distances > 0).to(distances.dtype) * num_buckets
+        distances = distances.abs()
+    else:
+        distances = (-distances).clamp(min=0)
+    num_exact = num_buckets // 2
+    ratio = (distances.float() / num_exact).clamp(
+        min=1.0
+    )  # The clamp only touches what the exact buckets serve.
+    far = num_exact + (ratio.log() / math.log(max_distance / num_exact) * (num_buckets - num_exact)).long()
+    return offset + torch.where(distances < num_exact, distances, far.clamp(max=num_buckets - 1))
+
+
+class RelativePositions(nn.Module):
+    """Learn one bias per head and bucket of distances, shared by the layers of a stack."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_buckets = config.relative_buckets
+        self.max_distance = config.relative_max_distance
+        self.is_bidirectional = not config.is_causal
+        self.weight = nn.Parameter(torch.zeros(config.relative_buckets, config.num_heads))
+
+    def forward(self, total: int, start: int = 0) -> Tensor:
+        """Return the bias (1, H, T, S) of tokens `start` to `total` towards all S = `total`, by their place in the row.
+
+        A diagonal of it is one value, so S + T - 1 values are looked up, not S * T, and the rest is a view.
+        """
+        length = total - start
+        distances = torch.arange(1 - total, length, device=self.weight.device)
+        by_distance = self._look_up(distances).T  # (H, S + T - 1)
+        return by_distance.unfold(1, total, 1).flip(1)[None]
+
+    def between(self, own: Tensor, theirs: Tensor) -> Tensor:
+        """Return the bias (B or 1, H, T, S) of tokens at positions (B or 1, T) towards keys at positions (B or 1, S)."""
+        return self._look_up(theirs[:, None, :] - own[:, :, None]).permute(0, 3, 1, 2)
+
+    def _look_up(self, distances: Tensor) -> Tensor:
+        buckets = relative_buckets(
+            distances,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+            is_bidirectional=self.is_bidirectional,
+        )
+        return F.embedding(buckets, self.weight)
