@@ -87,6 +87,11 @@ def test_wrong_sections_are_refused(changes: dict[str, Any], words: str) -> None
         ({"norm": "rms", "norm_bias": True}, "norm_bias"),
         ({"special_ids": {"pad": 100}}, "outside the vocabulary"),
         ({"query_stream": True, "local_window": 4}, "do not go together"),
+        ({"position_offset": 2}, "positions=learned only"),
+        ({"embedding_size": 8, "head_transform": False}, "needs head_transform"),
+        ({"num_layer_groups": 1, "layers_per_group": 3}, "must divide num_layers"),
+        ({"layers_per_group": 2}, "needs num_layer_groups"),
+        ({"num_layer_groups": 5}, "5 layer groups do not fit in 4 layers"),
     ],
 )
 def test_wrong_descriptions_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -98,3 +103,18 @@ def test_wrong_descriptions_are_refused(changes: dict[str, Any], words: str) -> 
 def test_configs_need_no_torch() -> None:
     code = "import sys, seedbed.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_embeddings_of_electra_are_narrow_in_small_sizes_only() -> None:
+    widths = [
+        MODELS["electra"].model_validate({"preset": p}).build(vocab_size=9).embedding_width for p in PRESETS
+    ]
+    assert widths == [128, 128, 512, 512, 768]
+    albert = [MODELS["albert"].model_validate({"preset": p}).build(vocab_size=9) for p in PRESETS]
+    assert {config.embedding_size for config in albert} == {128}
+    assert {config.num_stored_layers for config in albert} == {1}
+
+
+def test_positions_of_roberta_begin_after_padding() -> None:
+    assert MODELS["roberta"]().build(vocab_size=9, special_ids={"pad": 0}).position_offset == 1
+    assert MODELS["roberta"]().build(vocab_size=9).position_offset == 2

@@ -492,3 +492,57 @@ def test_alibi_reads_the_positions_it_is_given() -> None:
     assert not torch.allclose(
         logits_of(model, Batch(ids, position_ids=stretched, attention="causal")), whole, atol=1e-3
     )
+
+
+def test_shared_layers_equal_their_weights_written_out() -> None:
+    """Weights once, work at every depth: the same values as a model of as many layers that are copies."""
+    shared = small_model("albert", num_layers=8, num_layer_groups=2, layers_per_group=2, hidden_dropout=0.3)
+    config = shared.config
+    assert [config.stored_layer(i) for i in range(8)] == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert len(shared.trunk.layers) == 4
+    copied = build_model(config.updated(num_layer_groups=0, layers_per_group=1), seed=0)
+    copied.trunk.embedding.load_state_dict(shared.trunk.embedding.state_dict())
+    for depth in range(8):
+        copied.trunk.layers[depth].load_state_dict(
+            shared.trunk.layers[config.stored_layer(depth)].state_dict()
+        )
+    batch = Batch(random_ids(2, 9))
+    names = [f"hidden.{i}" for i in range(9)] + ["attention.5"]
+    # With dropout too: its sites are named by depth, so repetitions of one layer drop different values.
+    for key in (None, torch.tensor(5)):
+        a, b = (model.trunk(batch, dropout_key=key, capture=names) for model in (shared, copied))
+        assert torch.equal(a.last, b.last)
+        assert all(torch.equal(a.captured[name], b.captured[name]) for name in names)
+
+
+def test_groups_are_cut_as_transformers_cuts_them() -> None:
+    """In floating point: 9 / (18 / 14) is just below 7."""
+    config = small_model("albert").config.updated(num_layers=18, num_layer_groups=14)
+    expected = [int(i / (18 / 14)) for i in range(18)]
+    assert [config.stored_layer(i) for i in range(18)] == expected
+    assert expected != [i * 14 // 18 for i in range(18)]
+
+
+def test_offset_positions_leave_the_first_rows_of_the_table_unread() -> None:
+    model = small_model("roberta", max_length=9, position_offset=3)
+    assert model.trunk.embedding.position.weight.shape[0] == 12
+    ids = random_ids(2, 9)
+    before = logits_of(model, Batch(ids))
+    with torch.no_grad():
+        model.trunk.embedding.position.weight[:3] += 1
+    assert torch.equal(logits_of(model, Batch(ids)), before)
+    given = Batch(ids, position_ids=torch.arange(9).expand(2, 9))
+    assert torch.equal(logits_of(model, given), before)
+    with torch.no_grad():
+        model.trunk.embedding.position.weight[11] += 1
+    assert not torch.equal(logits_of(model, Batch(ids)), before)
+    with pytest.raises(IncompatibleError, match="longer than this model reads"):
+        model(Batch(random_ids(1, 10)))
+
+
+def test_factorised_embeddings_drop_before_they_are_projected() -> None:
+    """As the original: where all embedding values but a few are dropped, the stream still moves in every channel."""
+    model = small_model("electra", embedding_size=4, hidden_dropout=0.5)
+    hidden = model.trunk(Batch(random_ids(2, 9)), dropout_key=torch.tensor(1), capture=["hidden.0"])
+    assert hidden.captured["hidden.0"].shape == (2, 9, 32)
+    assert (hidden.captured["hidden.0"] != 0).all()

@@ -17,7 +17,7 @@ from seedbed.models.bert_style import (
     write_keys,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import Weight
+from seedbed.models.translate import Weight, required
 
 __all__ = ["RobertaConfig"]
 
@@ -55,7 +55,7 @@ class RobertaConfig(BertStyleConfig):
     def from_huggingface(cls, data: Mapping[str, Any]) -> TransformerConfig:
         """Translate a `config.json`; the transform of its head has the erf form of GELU, whatever the blocks have."""
         keys = read_keys(data)
-        offset = data.get("pad_token_id", _USUAL_PAD) + 1
+        offset = required({"pad_token_id": _USUAL_PAD, **data}, "pad_token_id") + 1
         keys["max_length"] -= offset
         return TransformerConfig(**keys, family="roberta", position_offset=offset, head_activation="gelu")
 
