@@ -7,11 +7,8 @@ import torch
 
 from seedbed.data.store import DOCUMENT, SENTENCE, SPECIAL, WORD
 from seedbed.data.views import RowReader, WindowView
-from seedbed.models.bert import BertConfig
-from seedbed.models.gpt2 import GPT2Config
+from seedbed.models import MODELS
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.llama import LlamaConfig
-from seedbed.models.modernbert import ModernBertConfig
 from seedbed.objectives.base import Vocabulary
 
 VOCAB_SIZE = 64
@@ -90,9 +87,8 @@ def toy_reader(
 
 def toy_model(family: str = "bert", *, seed: int = 0, **changes: object) -> LanguageModel:
     """A two-layer model of 32 units for the toy vocabulary."""
-    kinds = {"bert": BertConfig, "modernbert": ModernBertConfig, "llama": LlamaConfig, "gpt2": GPT2Config}
-    section = kinds[family](
-        **{"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "max_length": 64, **changes}
+    section = MODELS[family].model_validate(
+        {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "max_length": 64, **changes}
     )
     return build_model(section.build(vocab_size=VOCAB_SIZE, special_ids=VOCABULARY.role_ids()), seed=seed)
 

@@ -132,8 +132,10 @@ def assert_equal(a: LanguageModel, b: LanguageModel) -> None:
 @pytest.mark.parametrize("family", sorted(MODELS))
 def test_no_head_is_lost_in_any_family(family: str, has_head: bool, tmp_path: Path) -> None:
     model = with_extras(family, *EXTRA_HEADS, has_head=has_head)
-    if not has_head and not model.config.tie_embeddings:
-        pytest.skip("an untied output matrix has no owner without a head")
+    model.save(tmp_path / "native")
+    assert_equal(model, LanguageModel.load(tmp_path / "native"))
+    if MODELS[family].native_reason:
+        return
     write_huggingface(model, tmp_path / "folder")
     places = MODELS[family].extra_heads(has_head=has_head)
     described = json.loads((tmp_path / "folder" / "seedbed_heads.json").read_text())
@@ -141,9 +143,6 @@ def test_no_head_is_lost_in_any_family(family: str, has_head: bool, tmp_path: Pa
     again, left_out = read_huggingface(tmp_path / "folder")
     assert left_out == {}
     assert_equal(model, again)
-
-    model.save(tmp_path / "native")
-    assert_equal(model, LanguageModel.load(tmp_path / "native"))
 
 
 def test_a_folder_written_again_keeps_no_old_heads(tmp_path: Path) -> None:
