@@ -36,8 +36,8 @@ def test_auto_is_their_form_wherever_there_is_one(name: str) -> None:
         assert MODELS[name].nearest in (refused.value.hint or "")
     else:
         assert settle_form(config, "huggingface") == "huggingface"
-        with pytest.raises(IncompatibleError, match="query_key_norm"):
-            settle_form(config.updated(query_key_norm=True), "auto")
+        with pytest.raises(IncompatibleError, match="embedding_scale"):
+            settle_form(config.updated(embedding_scale=2.0), "auto")
 
 
 def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:

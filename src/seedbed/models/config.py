@@ -227,6 +227,12 @@ class TransformerConfig(Config):
                 f"attention_kind={self.attention_kind} takes no grouped queries, local window, decoder, scale, rope, relative"
                 " or alibi"
             )
+        if self.attention_kind != "dot_product" and (
+            self.query_key_norm or self.value_residual or self.attention_gate or self.inner_norm
+        ):
+            raise ValueError(
+                f"attention_kind={self.attention_kind} takes no query_key_norm, value_residual, attention_gate or inner_norm"
+            )
         if self.attention_kind == "xlnet" and self.hidden_size % 2:
             raise ValueError(f"attention_kind=xlnet needs an even hidden_size, not {self.hidden_size}")
         if self.query_stream and (self.local_window or self.num_decoder_layers):

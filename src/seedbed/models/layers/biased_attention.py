@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seedbed.models.cache import Cache
-from seedbed.models.layers.attention import Attention, AttentionPlan, attend
+from seedbed.models.layers.attention import Attention, AttentionPlan, ValueMix, attend
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 
 __all__ = ["BiasedAttention", "BiasedPlan"]
@@ -49,6 +49,7 @@ class BiasedAttention(Attention):
         dropout: Dropout | None = None,
         capture: Collection[str] = (),
         at: Tensor | None = None,
+        values: ValueMix | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the content's output (B, T, D), the query stream's (B, Q, D) if `stream` is given, and captures.
 
@@ -56,6 +57,7 @@ class BiasedAttention(Attention):
         probabilities have everything.
         """
         assert isinstance(plan, BiasedPlan)
+        assert values is None, "a description refuses value_residual here"
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, T, K)
         if cache is not None:
