@@ -81,9 +81,10 @@ class _NativeConfig(FamilyConfig):
             "ffn_size": self.ffn_size or (gated_size(width) if is_gated else 4 * width),
             "is_causal": self.is_causal,
             "logit_softcap": self.logit_softcap,
-            # Zeroed outputs and a tied head: what a token is given back at the start is itself, at a logit of std * D. At 1 / D
-            # that is 1, and a new model is about as uncertain as the uniform one; the norm behind takes the scale out.
-            "embedding_std": 1 / width if self.tie_embeddings else None,
+            # Zeroed outputs and a tied head: what a token is given back at the start is itself, at a logit of std * D. At 4 / D
+            # that is 4, and a new model about as uncertain as the uniform one; the norm behind takes the scale out. After 100
+            # steps of the tiny encoder 4 / D is 0.23 nats below 1 / D (docs/log.md).
+            "embedding_std": 4 / width if self.tie_embeddings else None,
             "initialisation": self.initialisation or ("scaled_residual" if not zero_outputs else "normal"),
             "zero_outputs": zero_outputs,
         }

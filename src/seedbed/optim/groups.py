@@ -25,7 +25,7 @@ __all__ = ["GroupRule", "WidthScaling", "is_hidden_matrix", "parameter_groups", 
 WidthScaling = Literal["none", "inverse", "inverse_sqrt"]
 
 _LAYER = re.compile(r"^(?P<stack>.*?)layers\.(?P<index>\d+)\.")
-_NOT_HIDDEN = re.compile(r"embedding|norm|relative|position")
+_NOT_HIDDEN = re.compile(r"embedding|norm|relative|position|gate")
 
 
 class GroupRule(Config):
