@@ -24,6 +24,8 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 TOLERANCE = 1e-4
 BF16_BOUND = 0.025
 """Root mean square error of logits in bfloat16, in standard deviations of the float32 logits; 0.017 was the most seen, by both."""
+BF16_BOUND_OF_T5 = 0.15
+"""T5 does not scale its attention, so random weights make sharp choices that rounding flips: 0.113 seen, 0.104 by theirs."""
 VOCAB = 61
 
 THEIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -455,17 +457,21 @@ def test_bfloat16_stays_within_a_bound_and_as_close_as_theirs(name: str, mode: s
     theirs.save_pretrained(tmp_path)
     ours, _ = read_huggingface(tmp_path)
     ids = torch.randint(3, VOCAB, (8, 20), generator=torch.Generator().manual_seed(5))
-    batch = Batch(input_ids=ids, attention="causal" if ours.config.is_causal else "full")
-    exact = theirs(input_ids=ids).logits
+    batch = Batch(ids, attention="causal" if ours.config.is_causal else "full")
+    inputs = {"input_ids": ids}
+    if ours.config.stack == "encoder_decoder":
+        inputs["decoder_input_ids"] = ids.flip(1)
+        batch = Batch(ids, decoder_input_ids=ids.flip(1))
+    exact = theirs(**inputs).logits
     if mode == "weights":
         ours, theirs = ours.bfloat16(), theirs.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
-        found, others = ours.logits(ours(batch).last), theirs(input_ids=ids).logits
+        found, others = ours.logits(ours(batch).last), theirs(**inputs).logits
     assert found.dtype == torch.bfloat16
     error, their_error = (
         float((logits.float() - exact).square().mean().sqrt() / exact.std()) for logits in (found, others)
     )
-    assert 0 < error < BF16_BOUND
+    assert 0 < error < (BF16_BOUND_OF_T5 if ours.config.family == "t5" else BF16_BOUND)
     assert error < 1.5 * their_error
 
 
