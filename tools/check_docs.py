@@ -118,15 +118,16 @@ def wrong_words(words: list[str]) -> Iterator[str]:
     except SystemExit as error:
         if error.code:
             yield complaint.getvalue().strip().splitlines()[-1]
+    kind = module.config_kind() if hasattr(module, "config_kind") else Recipe
     for word in words[1:]:
         key, is_override, _ = word.partition("=")
-        if is_override and re.fullmatch(r"[a-z_0-9.]+", key) and not is_known(key):
+        if is_override and re.fullmatch(r"[a-z_0-9.]+", key) and not is_known(key, kind):
             yield f"{key} is no key of a recipe"
 
 
-def is_known(key: str) -> bool:
-    """Say whether a dotted key exists in a recipe, in any kind of its sections."""
-    kinds: list[type[BaseModel]] = [Recipe]
+def is_known(key: str, kind: type[BaseModel] = Recipe) -> bool:
+    """Say whether a dotted key exists in a recipe (or another config), in any kind of its sections."""
+    kinds: list[type[BaseModel]] = [kind]
     for part in key.split("."):
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
         if not fields:

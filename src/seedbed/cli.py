@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "seedbed.commands.evaluate",
         "loss, perplexity, accuracy and bits per byte beside the corpus's own floors",
     ),
+    "finetune": ("seedbed.commands.finetune", "teach a model a task of labelled texts; several seeds"),
     "fill-mask": ("seedbed.commands.fill_mask", "let a masked model complete a text"),
     "generate": ("seedbed.commands.generate", "let a causal model continue a text"),
     "report": ("seedbed.commands.report", "write a run's report.html"),

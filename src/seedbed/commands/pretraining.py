@@ -14,10 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import torch
 from seedbed.artifact import Artifact, current_stage, digest_of, open_verified, publish_stage, write_json
 from seedbed.commands.console import Console, duration, quantity
 from seedbed.commands.samples import take_samples
+from seedbed.commands.signals import collect_signals as _signals
 from seedbed.commands.stages import Prepared
 from seedbed.config import commented_yaml, validate
 from seedbed.data.views import RowReader, RowSource
@@ -546,22 +545,6 @@ class _ProgressHook(Hook):
     def validation(self, window: int, scores: Mapping[str, float]) -> None:
         """Remember the last validation loss."""
         self._valid = scores["loss"]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM while the block runs; the first asks to stop, a second one is not needed."""
-    received: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_digest(run: Path) -> str:

@@ -17,7 +17,7 @@ from seedbed.models.bert_style import (
     write_keys,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import ExtraHead, Weight
+from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
 __all__ = ["AlbertConfig"]
 
@@ -48,6 +48,10 @@ class AlbertConfig(BertStyleConfig):
         r"albert\.pooler\.(weight|bias)": "the pooler; hidden states do not pass it",
         r"sop_classifier\.classifier\.(weight|bias)": "the sentence-order head",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "AlbertForSequenceClassification", ("first",), output="classifier", dense="albert.pooler"
+    )
 
     name: Literal["albert"] = Field(
         "albert", description="ALBERT: BERT's block, layers share weights, narrow embeddings."

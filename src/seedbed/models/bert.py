@@ -17,7 +17,7 @@ from seedbed.models.bert_style import (
     write_keys,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import ExtraHead, Weight
+from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
 __all__ = ["BertConfig"]
 
@@ -34,6 +34,10 @@ class BertConfig(BertStyleConfig):
         r"bert\.pooler\.dense\.(weight|bias)": "the pooler; hidden states do not pass it",
         r"cls\.seq_relationship\.(weight|bias)": "the next-sentence head",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "BertForSequenceClassification", ("first",), output="classifier", dense="bert.pooler.dense"
+    )
 
     name: Literal["bert"] = Field("bert", description="BERT: post-norm, learned positions, GELU.")
     type_vocab_size: int = Field(2, ge=1, description="Sentence marks (A/B).")

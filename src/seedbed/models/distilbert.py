@@ -15,7 +15,14 @@ from seedbed.models.bert_style import (
     layer_weights,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import Weight, read_activation, read_special_ids, required, write_activation
+from seedbed.models.translate import (
+    ClassifierForm,
+    Weight,
+    read_activation,
+    read_special_ids,
+    required,
+    write_activation,
+)
 
 __all__ = ["DistilBertConfig"]
 
@@ -43,6 +50,14 @@ class DistilBertConfig(BertStyleConfig):
     harmless: ClassVar[dict[str, str]] = {
         r"distilbert\.embeddings\.position_ids": "constant ids, not weights"
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "DistilBertForSequenceClassification",
+        ("first",),
+        output="classifier",
+        dense="pre_classifier",
+        activation="relu",
+    )
 
     name: Literal["distilbert"] = Field(
         "distilbert", description="DistilBERT: BERT's block without sentence marks."

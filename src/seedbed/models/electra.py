@@ -17,7 +17,7 @@ from seedbed.models.bert_style import (
     write_keys,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import ExtraHead, Weight
+from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
 __all__ = ["ElectraConfig"]
 
@@ -36,6 +36,14 @@ class ElectraConfig(BertStyleConfig):
         r"electra\.embeddings\.(position|token_type)_ids": "constant ids, not weights",
         r"discriminator_predictions\..*": "the replaced-token head",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "ElectraForSequenceClassification",
+        ("first",),
+        output="classifier.out_proj",
+        dense="classifier.dense",
+        activation="gelu",
+    )
 
     name: Literal["electra"] = Field(
         "electra", description="ELECTRA: BERT's block, made for replaced-token detection."

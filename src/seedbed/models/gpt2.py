@@ -10,6 +10,7 @@ from pydantic import Field
 from seedbed.models.config import Stack, TransformerConfig
 from seedbed.models.presets import FamilyConfig
 from seedbed.models.translate import (
+    ClassifierForm,
     Weight,
     read_activation,
     read_special_ids,
@@ -44,6 +45,10 @@ class GPT2Config(FamilyConfig):
     harmless: ClassVar[dict[str, str]] = {
         r"transformer\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask, not a weight",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "GPT2ForSequenceClassification", ("last",), output="score", output_bias=False
+    )
 
     name: Literal["gpt2"] = Field("gpt2", description="GPT-2: pre-norm, learned positions, GELU.")
 

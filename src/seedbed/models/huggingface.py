@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from seedbed.models.translate import Weight
 from seedbed.models.trunks import make_trunk
 from seedbed.tensors import save_tensors
 
-__all__ = ["expressed", "read_huggingface", "write_huggingface"]
+__all__ = ["expressed", "read_huggingface", "read_huggingface_apart", "write_huggingface"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -53,6 +53,19 @@ def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
         IncompatibleError: an unknown family, a setting or an activation not built here; missing, unexpected or misshapen tensors,
             all listed.
     """
+    model, left_out, _ = read_huggingface_apart(folder, ())
+    return model, left_out
+
+
+def read_huggingface_apart(
+    folder: Path, names: Collection[str]
+) -> tuple[LanguageModel, dict[str, str], dict[str, Tensor]]:
+    """Open a model folder and take the tensors of these names apart, as float32: those of a task's head.
+
+    Returns:
+        The model without them, what was left out with the reason, and the tensors that are there. Errors are those of
+        `read_huggingface`.
+    """
     data = _read_json(folder / "config.json")
     kind = data.get("model_type")
     known = [name for name, family in MODELS.items() if not family.native_reason]
@@ -66,7 +79,11 @@ def read_huggingface(folder: Path) -> tuple[LanguageModel, dict[str, str]]:
     except (ValidationError, ZeroDivisionError, TypeError) as error:
         raise IncompatibleError(f"{folder / 'config.json'} describes no valid model: {error}.") from error
     with ExitStack() as stack:
-        return _Stored(folder, family, stack).load(config)
+        stored = _Stored(folder, family, stack)
+        apart = {name: stored.tensor(name) for name in names if name in stored.places}
+        for name in apart:
+            del stored.places[name]
+        return *stored.load(config), apart
 
 
 class _Stored:
@@ -199,7 +216,13 @@ def _flattened(part: Tensor, weight: Weight, target: Tensor) -> Tensor:
     return part.reshape(width, -1) if weight.is_transposed else part.reshape(-1, *target.shape[1:])
 
 
-def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def write_huggingface(
+    model: LanguageModel,
+    folder: Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    task_head: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write `config.json` and `model.safetensors` so that `transformers` gives the same logits.
 
     Args:
@@ -207,6 +230,7 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
             family has a class for, of that class. Other extra heads go to `seedbed_heads.safetensors`.
         folder: existing or to be made.
         extra: more keys for `config.json`.
+        task_head: tensors of a task's head under their names in the class that `extra["architectures"]` says.
 
     Raises:
         IncompatibleError: the model has something its family cannot express, each named.
@@ -222,7 +246,7 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         table += extra_head.weights
         data["architectures"] = [extra_head.architecture]
     prefix = ""
-    if not has_head and not placed:
+    if not has_head and not placed and task_head is None:
         data["architectures"] = [family.architectures[1]]
         prefix = family.prefix
     others = {name: head for name, head in model.extras.items() if name not in placed}
@@ -240,6 +264,8 @@ def write_huggingface(model: LanguageModel, folder: Path, *, extra: Mapping[str,
         for copy in weight.copies:
             tensors[copy] = value.clone()
     assert not state, f"weights without a name in the family: {sorted(state)}"
+    for name, value in (task_head or {}).items():
+        tensors[name] = value.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
     with disk_errors(folder, doing="writing the model"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(

@@ -10,6 +10,7 @@ from pydantic import Field
 from seedbed.models.config import Stack, TransformerConfig
 from seedbed.models.presets import FamilyConfig, gated_size
 from seedbed.models.translate import (
+    ClassifierForm,
     Weight,
     read_activation,
     read_special_ids,
@@ -42,6 +43,10 @@ class LlamaConfig(FamilyConfig):
     harmless: ClassVar[dict[str, str]] = {
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "rotary frequencies, computed anew",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "LlamaForSequenceClassification", ("last",), output="score", output_bias=False
+    )
 
     name: Literal["llama"] = Field(
         "llama", description="Llama: pre-norm, rotary positions, SwiGLU, no biases."

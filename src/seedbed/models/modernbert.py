@@ -11,6 +11,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.models.config import TransformerConfig
 from seedbed.models.presets import FamilyConfig, gated_size
 from seedbed.models.translate import (
+    ClassifierForm,
     Weight,
     read_activation,
     read_special_ids,
@@ -42,6 +43,15 @@ class ModernBertConfig(FamilyConfig):
     roots: ClassVar[tuple[str, ...]] = ("embeddings", "layers", "final_norm")
     head_matrix: ClassVar[str] = "decoder.weight"
     harmless: ClassVar[dict[str, str]] = {}
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "ModernBertForSequenceClassification",
+        ("first", "mean"),
+        output="classifier",
+        dense="head.dense",
+        activation="head",
+        norm="head.norm",
+    )
 
     name: Literal["modernbert"] = Field(
         "modernbert", description="ModernBERT: pre-norm, rotary positions, GeGLU, no biases."

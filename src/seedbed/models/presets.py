@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 from seedbed.models.config import Initialisation, Stack, TransformerConfig
-from seedbed.models.translate import ExtraHead, Weight
+from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
 __all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
 
@@ -54,6 +54,8 @@ class FamilyConfig(Config):
     """Name of the output matrix where it is stored: always when untied, sometimes when tied."""
     harmless: ClassVar[dict[str, str]]
     """Tensors that may be there and are left out: a pattern, and why nothing is lost."""
+    classifier: ClassVar[ClassifierForm | None] = None
+    """The family's class for sentence classification; None: fine-tuned models are saved in our own form."""
 
     stack: ClassVar[Stack] = "encoder"
     """What kind of model the family is, before any recipe says more."""

@@ -17,7 +17,7 @@ from seedbed.models.bert_style import (
     write_keys,
 )
 from seedbed.models.config import TransformerConfig
-from seedbed.models.translate import Weight, required
+from seedbed.models.translate import ClassifierForm, Weight, required
 
 __all__ = ["RobertaConfig"]
 
@@ -35,6 +35,10 @@ class RobertaConfig(BertStyleConfig):
         r"roberta\.embeddings\.(position|token_type)_ids": "constant ids, not weights",
         r"roberta\.pooler\.dense\.(weight|bias)": "the pooler; hidden states do not pass it",
     }
+
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "RobertaForSequenceClassification", ("first",), output="classifier.out_proj", dense="classifier.dense"
+    )
 
     name: Literal["roberta"] = Field("roberta", description="RoBERTa: BERT's block without sentence marks.")
     type_vocab_size: int = Field(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import Activation
 
 __all__ = [
+    "ClassifierForm",
     "ExtraHead",
+    "Pooling",
     "Weight",
     "read_activation",
     "read_special_ids",
@@ -73,6 +75,32 @@ class ExtraHead:
 
     architecture: str
     weights: list[Weight]
+
+
+Pooling = Literal["first", "mean", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierForm:
+    """Say how a family's Hugging Face class for sentences is built from the features of a text.
+
+    Attributes:
+        architecture: the class.
+        poolings: which features it can take: of the first token, the mean of all, of the last one; the default first.
+        output: tensor name of the last linear layer, without ".weight".
+        output_bias: that layer has an offset.
+        dense: the same of the hidden layer before it, "" where there is none.
+        activation: of the hidden layer; "head": that of the language model's head.
+        norm: tensor name of the norm after it, "" where there is none.
+    """
+
+    architecture: str
+    poolings: tuple[Pooling, ...]
+    output: str
+    output_bias: bool = True
+    dense: str = ""
+    activation: Literal["tanh", "gelu", "relu", "head"] = "tanh"
+    norm: str = ""
 
 
 def read_activation(name: Any) -> Activation:

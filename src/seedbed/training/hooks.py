@@ -130,6 +130,8 @@ class ValidationHook(Hook):
         log: where results are written.
         checkpoints: where best weights go, or None.
         patience: validations without a better loss before stopping; 0 never stops.
+        on_result: told of each validation.
+        better_when_lower: what of the scores decides instead of the loss, for example the negative of an accuracy.
     """
 
     name = "validation"
@@ -144,6 +146,7 @@ class ValidationHook(Hook):
         checkpoints: Checkpoints | None = None,
         patience: int = 0,
         on_result: Callable[[int, Mapping[str, float]], None] | None = None,
+        better_when_lower: Callable[[Mapping[str, float]], float] = lambda scores: scores["loss"],
     ) -> None:
         self.evaluate = evaluate
         self.every = every
@@ -152,6 +155,7 @@ class ValidationHook(Hook):
         self.checkpoints = checkpoints
         self.patience = patience
         self.on_result = on_result
+        self.better_when_lower = better_when_lower
 
     def is_due(self, state: TrainingState) -> bool:
         """Say whether a validation belongs here; not again where one was done before a resume."""
@@ -162,9 +166,10 @@ class ValidationHook(Hook):
     def act(self, state: TrainingState) -> None:
         """Validate."""
         scores = dict(self.evaluate())
-        memory = state.hooks.setdefault(self.name, {"best_loss": None, "best_window": None, "num_worse": 0})
-        if memory["best_loss"] is None or scores["loss"] < memory["best_loss"]:
-            memory.update(best_loss=scores["loss"], best_window=state.window, num_worse=0)
+        memory = state.hooks.setdefault(self.name, {"best": None, "best_window": None, "num_worse": 0})
+        value = self.better_when_lower(scores)
+        if memory["best"] is None or value < memory["best"]:
+            memory.update(best=value, best_window=state.window, num_worse=0)
             if self.checkpoints is not None and worker() == 0:
                 self.checkpoints.save_best(state)
         else:

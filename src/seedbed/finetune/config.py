@@ -1,0 +1,85 @@
+"""Configure a fine-tune: the task, how long, at which rate, how many seeds. No torch here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from seedbed.config import Config, one_of
+from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
+from seedbed.optim.schedule import LinearConfig
+from seedbed.runtime import RuntimeConfig
+from seedbed.tasks import TaskConfig
+
+if TYPE_CHECKING:
+    OptimSection = OptimizerConfig
+else:
+    OptimSection = one_of(OPTIMIZERS, default="adamw")
+
+__all__ = ["FinetuneConfig"]
+
+
+def _optim() -> AdamWConfig:
+    """BERT's recipe: AdamW, a tenth of the steps to warm up, then linearly to zero."""
+    schedule = LinearConfig(warmup_fraction=0.1, min_warmup_steps=0)
+    return AdamWConfig(learning_rate=1e-4, weight_decay=0.01, beta2=0.999, schedule=schedule)
+
+
+class FinetuneConfig(Config):
+    """Say what a pretrained model is to learn, and how."""
+
+    task: TaskConfig = Field(
+        default_factory=TaskConfig, description="Where the labelled examples are and what they mean."
+    )
+    pooling: Literal["auto", "first", "mean", "last"] = Field(
+        "auto",
+        description="Features of a text: of its first token, the mean of all, of its last token. auto: as the family's class.",
+    )
+    dropout: float = Field(0.1, ge=0.0, lt=1.0, description="On the features before the last matrix.")
+    hidden_dropout: float | None = Field(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        description="Inside the model while it learns the task. null: as it was pretrained.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Share of the target mass spread over all classes."
+    )
+    max_length: int = Field(
+        128,
+        ge=0,
+        description="Tokens of a text or a pair, special ones included; of a longer pair the longer text is cut. 0: the model's.",
+    )
+    max_train_examples: int = Field(
+        0, ge=0, description="Training examples to use, chosen by hash of the text. 0: all."
+    )
+    epochs: float = Field(3.0, gt=0.0, description="Passes over the training examples.")
+    batch_rows: int = Field(32, ge=1, description="Examples of one optimizer step.")
+    micro_batch_rows: int = Field(
+        0, ge=0, description="Examples of one forward pass; changes rounding only. 0: all of a step."
+    )
+    seeds: int = Field(
+        1,
+        ge=1,
+        description="How often to train, with seeds seed, seed + 1, ...: mean and spread are reported.",
+    )
+    seed: int = Field(
+        0, ge=0, description="The first seed: keys the new head, the order of examples and dropout."
+    )
+    evaluations_per_epoch: float = Field(
+        2.0, gt=0.0, description="How often dev is scored; the weights of the best score are kept."
+    )
+    patience: int = Field(
+        0, ge=0, description="Stop after this many scores of dev without a better one. 0: never."
+    )
+    checkpoint_minutes: float = Field(
+        5.0, gt=0.0, description="Minutes between checkpoints; changes no result."
+    )
+    optim: OptimSection = Field(
+        default_factory=_optim,
+        description="How weights are updated. 1e-4 suits models of 10 to 40 M parameters; base sizes want 2e-5 to 5e-5.",
+    )
+    runtime: RuntimeConfig = Field(
+        default_factory=RuntimeConfig, description="On which machine; changes no result."
+    )

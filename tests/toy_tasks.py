@@ -1,0 +1,47 @@
+"""Labelled toy texts whose class can be read off one word, and a tokenizer that knows their words only."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+from seedbed.tasks import Example, TaskConfig, TaskData
+
+NUM_WORDS = 59  # ids 5 .. 63 of the toy vocabulary
+
+
+class ToyTokenizer(SimpleNamespace):
+    """Words "w5" to "w63", each its own token."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+
+def toy_task(
+    kind: str = "classification", *, pairs: bool = False, count: int = 32, seed: int = 0
+) -> TaskData:
+    """Texts of 3 to 11 words. Class: which of w5, w6, w7 is in the (second) text; score: how often w5 is; answer: the text turned round."""
+    chance = random.Random(seed)
+    config = TaskConfig(name="toy", kind=kind, train=["toy"], text_pair="pair" if pairs else None)  # type: ignore[arg-type]
+    examples = []
+    for line in range(count):
+        words = [f"w{chance.randrange(8, 64)}" for _ in range(chance.randrange(2, 11))]
+        text = " ".join(f"w{chance.randrange(8, 64)}" for _ in range(chance.randrange(1, 8)))
+        label: Any
+        if kind == "generation":
+            label = " ".join(reversed(words[:3]))
+        elif kind == "regression":
+            label = float(line % 3)
+            words = ["w5"] * (line % 3) + words
+        else:
+            label = ("a", "b", "c")[line % 3]
+            words.insert(chance.randrange(len(words)), f"w{5 + line % 3}")
+        joined = " ".join(words)
+        first, second = (text, joined) if pairs else (joined, None)
+        examples.append(Example(first, second, label, "toy", line + 1))
+    labels = ("a", "b", "c") if kind == "classification" else ()
+    return TaskData(config, labels, {"train": examples, "dev": examples[: count // 2], "test": []}, (), 0)
