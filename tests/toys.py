@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -21,6 +23,13 @@ VOCABULARY = Vocabulary(
     sep_id=3,
     mask_id=4,
 )
+RESERVED = replace(
+    VOCABULARY,
+    vocab_size=80,
+    special_ids=frozenset([*range(5), *range(64, 80)]),
+    unused_ids=tuple(range(64, 80)),
+)
+"""The same vocabulary with 16 tokens in reserve, as learned ones have: sentinels and marks of objectives."""
 
 
 class ToySplit:
@@ -85,12 +94,16 @@ def toy_reader(
     return RowReader(view, name="windows", seed=seed)
 
 
-def toy_model(family: str = "bert", *, seed: int = 0, **changes: object) -> LanguageModel:
+def toy_model(
+    family: str = "bert", *, seed: int = 0, vocabulary: Vocabulary = VOCABULARY, **changes: object
+) -> LanguageModel:
     """A two-layer model of 32 units for the toy vocabulary."""
     section = MODELS[family].model_validate(
         {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "max_length": 64, **changes}
     )
-    return build_model(section.build(vocab_size=VOCAB_SIZE, special_ids=VOCABULARY.role_ids()), seed=seed)
+    return build_model(
+        section.build(vocab_size=vocabulary.vocab_size, special_ids=vocabulary.role_ids()), seed=seed
+    )
 
 
 def clone_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

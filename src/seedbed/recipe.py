@@ -14,7 +14,8 @@ from seedbed.data.store import TokensConfig
 from seedbed.models import MODELS, FamilyConfig
 from seedbed.models.modernbert import ModernBertConfig
 from seedbed.objectives import OBJECTIVES, MaskedLMConfig, ObjectiveConfig
-from seedbed.objectives.mixture import MixtureConfig
+from seedbed.objectives.combination import COMBINATIONS
+from seedbed.objectives.mixture import CombinationConfig
 from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tokenizer.train import TokenizerConfig
@@ -22,16 +23,18 @@ from seedbed.training.config import DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
     ModelSection = FamilyConfig
-    ObjectiveSection = ObjectiveConfig | MixtureConfig
+    ObjectiveSection = ObjectiveConfig | CombinationConfig
     OptimSection = OptimizerConfig
 else:
     ModelSection = one_of(MODELS, default="modernbert")
-    ObjectiveSection = one_of({**OBJECTIVES, "mixture": MixtureConfig}, default="masked_lm")
+    ObjectiveSection = one_of({**OBJECTIVES, **COMBINATIONS}, default="masked_lm")
     OptimSection = one_of(OPTIMIZERS, default="adamw")
 
 __all__ = ["DEFAULT_MODELS", "Recipe"]
 
-DEFAULT_MODELS = {name: kind.default_model for name, kind in OBJECTIVES.items()}
+DEFAULT_MODELS = {name: kind.default_model for name, kind in OBJECTIVES.items()} | {
+    name: kind.default_model for name, kind in COMBINATIONS.items() if kind.default_model
+}
 """The family meant where a recipe names an objective and no model: the modern block of that kind."""
 
 

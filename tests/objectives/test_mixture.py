@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from seedbed.config import validate
 from seedbed.errors import ConfigError
+from seedbed.objectives.combination import entries_of
 from seedbed.objectives.masked_lm import MaskedLMConfig
-from seedbed.objectives.mixture import MixtureConfig, Share, entries_of, rows_by_step
+from seedbed.objectives.mixture import MixtureConfig, Share, rows_by_step
 
 
 @given(

@@ -8,13 +8,13 @@ import torch
 from seedbed.models import MODELS
 from seedbed.objectives import OBJECTIVES
 from seedbed.recipe import DEFAULT_MODELS
-from toys import VOCAB_SIZE, VOCABULARY, toy_model, toy_reader
+from toys import RESERVED, toy_model, toy_reader
 
 LENGTH = 16
 
 
 def build(name):
-    return OBJECTIVES[name]().build(VOCABULARY, row_length=LENGTH, is_segmented=False)
+    return OBJECTIVES[name]().build(RESERVED, row_length=LENGTH, is_segmented=False)
 
 
 def batch_of(objective, start, count):
@@ -50,19 +50,22 @@ def test_shapes_and_targets_fit(name):
     batch, targets = batch_of(objective, 0, 7)
     assert batch.input_ids.shape == (7, LENGTH)
     assert set(targets) <= set(objective.terms)
-    assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < VOCAB_SIZE
+    assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < RESERVED.vocab_size
     for term, count in objective.counts(targets).items():
         target = targets[term]
-        assert 0 < count <= len(target.at) == len(target.values)
+        assert len(target.at) == len(target.values)
+        assert (
+            count == (len(target.at) if target.weights is None else float(target.weights.double().sum())) > 0
+        )
         assert 0 <= int(target.at.min()) <= int(target.at.max()) < 7 * LENGTH
-        assert 0 <= int(target.values.min()) <= int(target.values.max()) < VOCAB_SIZE
+        assert 0 <= int(target.values.min()) <= int(target.values.max()) < RESERVED.vocab_size
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_are_sums_over_targets(name):
     """Two halves add up to the whole: nothing is averaged inside."""
     objective = build(name)
-    model = toy_model(DEFAULT_MODELS[name])
+    model = toy_model(DEFAULT_MODELS[name], vocabulary=RESERVED)
     modules = objective.modules(model.trunk, model.head)
     assert {"trunk", "head"} <= set(modules)
 
@@ -85,11 +88,12 @@ def test_the_model_it_implies_fits_and_some_other_is_refused_with_a_hint(name):
     objective = build(name)
     refused = []
     for family, kind in MODELS.items():
-        model = kind(preset="tiny", max_length=LENGTH).build(vocab_size=VOCAB_SIZE)
+        model = kind(preset="tiny", max_length=LENGTH).build(vocab_size=RESERVED.vocab_size)
         try:
             objective.check(model)
         except IncompatibleError as error:
             refused.append((family, error.hint))
-    assert refused
+    wrong = {family for family, kind in MODELS.items() if kind.stack not in OBJECTIVES[name].fits}
+    assert wrong <= {family for family, _ in refused}
     assert all(hint for _, hint in refused)
     assert DEFAULT_MODELS[name] not in [family for family, _ in refused]

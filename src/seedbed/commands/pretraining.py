@@ -36,7 +36,8 @@ from seedbed.hashing import fold, key_from
 from seedbed.models.folder import settle_form, write_model
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.objectives.base import Vocabulary
-from seedbed.objectives.mixture import MixtureConfig, entries_of
+from seedbed.objectives.combination import entries_of
+from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine, prepare_process
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps

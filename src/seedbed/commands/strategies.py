@@ -11,7 +11,8 @@ EXAMPLES = """examples:
   seedbed strategies
   seedbed strategies --fits decoder
 
-Switch with objective.name=... in a recipe; several objectives train in one run with objective.name=mixture (docs/strategies.md)."""
+Switch with objective.name=... in a recipe. Several objectives train in one run with
+objective.name=mixture (docs/strategies.md)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from seedbed.models import MODELS
     from seedbed.objectives import OBJECTIVES
+    from seedbed.objectives.combination import COMBINATIONS
 
     stacks = {name: kind.stack for name, kind in MODELS.items()}
+    kinds: dict[str, Any] = {**OBJECTIVES, **COMBINATIONS}
     strategies: list[dict[str, Any]] = [
         {
             "name": name,
@@ -40,14 +43,17 @@ def run(options: argparse.Namespace) -> int:
             "use": kind.use,
             "source": kind.source,
         }
-        for name, kind in OBJECTIVES.items()
+        for name, kind in kinds.items()
         if options.fits is None or options.fits in kind.fits
     ]
     lines = []
     for strategy in strategies:
         lines += [
             strategy["name"],
-            f"    trains   {', '.join(strategy['fits'])} (model.name={strategy['default_model']} unless named)",
+            f"    trains   {', '.join(strategy['fits'])}"
+            + (
+                f" (model.name={strategy['default_model']} unless named)" if strategy["default_model"] else ""
+            ),
             f"    needs    {strategy['needs']}",
             f"    use for  {strategy['use']}",
             f"    source   {strategy['source']}",

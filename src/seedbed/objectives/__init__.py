@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.causal_lm import CausalLMConfig
+from seedbed.objectives.fill_in_middle import FillInMiddleConfig
+from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
+from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
+from seedbed.objectives.prefix_lm import PrefixLMConfig
 
 __all__ = ["OBJECTIVES", "CausalLMConfig", "MaskedLMConfig", "Objective", "ObjectiveConfig", "Vocabulary"]
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
+    "fill_in_middle": FillInMiddleConfig,
+    "masked_diffusion": MaskedDiffusionConfig,
     "masked_lm": MaskedLMConfig,
+    "masked_next_token": MaskedNextTokenConfig,
+    "prefix_lm": PrefixLMConfig,
 }

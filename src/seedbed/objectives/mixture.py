@@ -11,9 +11,10 @@ Differs from it: shares are kept exactly in every step instead of being drawn.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from seedbed.config import Config, one_of
 from seedbed.errors import ConfigError
+from seedbed.models.config import Stack
 from seedbed.objectives import OBJECTIVES
 from seedbed.objectives.base import ObjectiveConfig
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 else:
     Single = one_of(OBJECTIVES)
 
-__all__ = ["EntryConfig", "MixtureConfig", "Share", "entries_of", "rows_by_step"]
+__all__ = ["CombinationConfig", "EntryConfig", "MixtureConfig", "Share", "rows_by_step"]
 
 
 class EntryConfig(Config):
@@ -45,8 +47,29 @@ class EntryConfig(Config):
     )
 
 
-class MixtureConfig(Config):
+class CombinationConfig(Config):
+    """Base of what stands for several objectives; the class variables are those of `ObjectiveConfig`."""
+
+    source: ClassVar[str] = ""
+    fits: ClassVar[tuple[Stack, ...]] = ()
+    needs: ClassVar[str] = ""
+    default_model: ClassVar[str] = ""
+    use: ClassVar[str] = ""
+
+    name: str = Field("", description="Which combination.")
+
+    @abstractmethod
+    def parts(self) -> list[EntryConfig]:
+        """Return the objectives it stands for."""
+
+
+class MixtureConfig(CombinationConfig):
     """Several objectives, alternating by rows."""
+
+    source: ClassVar = "multi-task mixtures: MT-DNN (1901.11504), T5 (1910.10683, section 3.5.2)"
+    fits: ClassVar = ("encoder", "decoder", "encoder_decoder")
+    needs: ClassVar = "what its entries need"
+    use: ClassVar = "several objectives or tasks on one trunk"
 
     name: Literal["mixture"] = Field("mixture", description="Several objectives in one run.")
     entries: list[EntryConfig] = Field(min_length=1, description="The objectives and their shares.")
@@ -56,6 +79,10 @@ class MixtureConfig(Config):
         description="Multiply each weight by (rows of the entry)^(1 / this): 1 samples in proportion to size, larger"
         " evens out small tasks. null: weights as given.",
     )
+
+    def parts(self) -> list[EntryConfig]:
+        """Return the entries."""
+        return list(self.entries)
 
     @field_validator("entries")
     @classmethod
@@ -89,13 +116,6 @@ class Share:
     start: float
     end: float
     group_rows: int = 1
-
-
-def entries_of(section: ObjectiveConfig | MixtureConfig) -> list[EntryConfig]:
-    """Return the entries of an `objective` section; a single objective is a mixture of one."""
-    if isinstance(section, MixtureConfig):
-        return list(section.entries)
-    return [EntryConfig(objective=section, label=section.name)]
 
 
 def rows_by_step(shares: Sequence[Share], *, rows_per_step: int, num_steps: int) -> npt.NDArray[np.int64]:
