@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from seedbed.models.config import TransformerConfig
+from seedbed.models.config import Stack, TransformerConfig
 from seedbed.models.presets import FamilyConfig, gated_size
 
 __all__ = ["NativeDecoderConfig", "NativeEncoderConfig"]
@@ -109,6 +109,7 @@ class NativeEncoderConfig(_NativeConfig):
 class NativeDecoderConfig(_NativeConfig):
     """The native block for prediction from left to right."""
 
+    stack: ClassVar[Stack] = "decoder"
     is_causal: ClassVar[bool] = True
     native_reason: ClassVar[str] = (
         "no family there has its norms without weights, residual scalars and mixed values"
