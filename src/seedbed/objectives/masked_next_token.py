@@ -61,7 +61,7 @@ class MaskedNextToken(Objective):
         is_segmented: bool,
     ) -> None:
         super().__init__(config, vocabulary, row_length=row_length, is_segmented=is_segmented)
-        self.masking = Masking(config, vocabulary, name=config.name)
+        self.masking = Masking(config, vocabulary, row_length=self.raw_row_length, name=config.name)
 
     @property
     def raw_row_length(self) -> int:
