@@ -9,6 +9,7 @@ from seedbed.models.albert import AlbertConfig
 from seedbed.models.bart import BartConfig
 from seedbed.models.bert import BertConfig
 from seedbed.models.config import TransformerConfig
+from seedbed.models.deberta_v2 import DebertaV2Config
 from seedbed.models.distilbert import DistilBertConfig
 from seedbed.models.electra import ElectraConfig
 from seedbed.models.gpt2 import GPT2Config
@@ -26,6 +27,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "albert": AlbertConfig,
     "bart": BartConfig,
     "bert": BertConfig,
+    "deberta_v2": DebertaV2Config,
     "distilbert": DistilBertConfig,
     "electra": ElectraConfig,
     "gpt2": GPT2Config,

@@ -16,7 +16,7 @@ from seedbed.config import Config
 __all__ = ["Activation", "AttentionKind", "Initialisation", "Stack", "TransformerConfig"]
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
-AttentionKind = Literal["dot_product", "xlnet"]
+AttentionKind = Literal["dot_product", "xlnet", "disentangled"]
 Stack = Literal["encoder", "decoder", "encoder_decoder"]
 Initialisation = Literal["normal", "truncated_normal", "scaled_residual", "glorot", "he", "t5"]
 
@@ -133,6 +133,25 @@ class TransformerConfig(Config):
         ge=0,
         description="With attention_kind=xlnet: distances beyond this count as this. 0: all are told apart.",
     )
+    position_buckets: int = Field(
+        0,
+        ge=0,
+        description="With attention_kind=disentangled: buckets of distances to each side, the far half logarithmic. 0: every "
+        "distance has a vector.",
+    )
+    max_distance: int = Field(
+        0, ge=0, description="With attention_kind=disentangled: distance at which the last bucket ends."
+    )
+    content_to_position: bool = Field(
+        False, description="With attention_kind=disentangled: a query's content meets the key's distance."
+    )
+    position_to_content: bool = Field(
+        False, description="With attention_kind=disentangled: the distance meets the key's content."
+    )
+    share_position_projections: bool = Field(
+        False, description="Distances are projected by the matrices of queries and keys (DeBERTa-v3)."
+    )
+    distance_norm: bool = Field(False, description="Norm over the vectors of distances (DeBERTa-v2 and v3).")
 
     attention_scale: float | None = Field(
         None, gt=0, description="Attention scores are multiplied by it; T5: 1. null: 1 / sqrt(head_dim)."
@@ -227,12 +246,6 @@ class TransformerConfig(Config):
                 f"attention_kind={self.attention_kind} takes no grouped queries, local window, decoder, scale, rope, relative"
                 " or alibi"
             )
-        if self.attention_kind != "dot_product" and (
-            self.query_key_norm or self.value_residual or self.attention_gate or self.inner_norm
-        ):
-            raise ValueError(
-                f"attention_kind={self.attention_kind} takes no query_key_norm, value_residual, attention_gate or inner_norm"
-            )
         if self.attention_kind == "xlnet" and self.hidden_size % 2:
             raise ValueError(f"attention_kind=xlnet needs an even hidden_size, not {self.hidden_size}")
         if self.query_stream and (self.local_window or self.num_decoder_layers):
@@ -241,6 +254,18 @@ class TransformerConfig(Config):
             raise ValueError("is_causal is for one stack; an encoder-decoder's decoder is causal anyway")
         if self.num_decoder_layers and self.num_layer_groups:
             raise ValueError("num_layer_groups is for one stack")
+        if (self.attention_kind == "disentangled") != (self.content_to_position or self.position_to_content):
+            raise ValueError(
+                "attention_kind=disentangled and content_to_position or position_to_content need each other"
+            )
+        if self.attention_kind == "disentangled" and not self.max_distance:
+            raise ValueError("attention_kind=disentangled needs max_distance")
+        half = self.position_buckets // 2
+        if self.position_buckets and (half < 1 or self.max_distance - 1 <= half < self.max_length - 1):
+            raise ValueError(
+                f"{self.position_buckets} position_buckets and max_distance {self.max_distance} leave no bucket for rows of "
+                f"{self.max_length}"
+            )
         if self.positions == "relative" and self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError(
                 f"relative_max_distance {self.relative_max_distance} is not above half of relative_buckets "

@@ -68,12 +68,12 @@ def read_huggingface_apart(
     """
     data = _read_json(folder / "config.json")
     kind = data.get("model_type")
-    known = [name for name, family in MODELS.items() if not family.native_reason]
-    if kind not in known:
+    known = {each.model_type or name: each for name, each in MODELS.items() if not each.native_reason}
+    family = known.get(str(kind))
+    if family is None:
         raise IncompatibleError(
             f"{folder} holds a model of type {kind!r}.", hint=f"families known here: {', '.join(known)}"
         )
-    family = MODELS[kind]
     try:
         config = family.from_huggingface(data)
     except (ValidationError, ZeroDivisionError, TypeError) as error:
@@ -108,6 +108,8 @@ class _Stored:
         """Return a tensor's name in today's form, with the trunk's prefix."""
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        for pattern, today in self.family.renamed.items():
+            name = re.sub(rf"^{pattern}", today, name)
         return self.family.prefix + name if name.split(".", 1)[0] in self.family.roots else name
 
     def tensor(self, name: str) -> Tensor:

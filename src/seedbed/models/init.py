@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from seedbed.models.config import TransformerConfig
 from seedbed.models.encoder_decoder import EncoderDecoder
 from seedbed.models.heads import LMHead, MaskedLMHead
+from seedbed.models.layers.disentangled_attention import DisentangledAttention
 from seedbed.models.layers.norm import Norm
 from seedbed.models.layers.relative_attention import RelativeAttention
+from seedbed.models.relative import DisentangledTransformer
 from seedbed.models.transformer import Layer, Transformer
 from seedbed.models.trunks import Trunk
 
@@ -82,12 +84,18 @@ def _init_stack(trunk: Transformer, draw: _Draw) -> None:
         draw.matrix(trunk.embedding.projection.weight)
     if trunk.relative is not None:
         draw.table(trunk.relative.weight)
+    if isinstance(trunk, DisentangledTransformer):
+        draw.table(trunk.distance.weight)
     for layer in trunk.layers:
         assert isinstance(layer, Layer)
         draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])
         draw.matrix(layer.attention.output.weight, writes_residual=True)
         if isinstance(layer.attention, RelativeAttention):
             draw.relative(layer.attention)
+        if isinstance(layer.attention, DisentangledAttention):
+            for own in (layer.attention.position_key, layer.attention.position_query):
+                if own is not None:
+                    draw.matrix(own.weight)
         if config.initialisation == "t5":
             layer.attention.qkv.weight[:heads_] *= config.head_dim**-0.5
         if layer.cross_attention is not None:

@@ -44,6 +44,8 @@ def gated_size(hidden_size: int) -> int:
 class FamilyConfig(Config):
     """What every family lets a recipe choose; None means the preset's or the family's own value."""
 
+    model_type: ClassVar[str] = ""
+    """What `config.json` calls the family; empty: its key in MODELS."""
     architectures: ClassVar[tuple[str, str]]
     """Hugging Face class with a language-model head, and without."""
     prefix: ClassVar[str]
@@ -52,6 +54,8 @@ class FamilyConfig(Config):
     """First parts of those names."""
     head_matrix: ClassVar[str]
     """Name of the output matrix where it is stored: always when untied, sometimes when tied."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Names older files have: a pattern at their start, and today's form."""
     harmless: ClassVar[dict[str, str]]
     """Tensors that may be there and are left out: a pattern, and why nothing is lost."""
     classifier: ClassVar[ClassifierForm | None] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seedbed.models.config import AttentionKind, TransformerConfig
 from seedbed.models.encoder_decoder import EncoderDecoder
-from seedbed.models.relative import XLNetTransformer
+from seedbed.models.relative import DisentangledTransformer, XLNetTransformer
 from seedbed.models.transformer import Transformer
 
 __all__ = ["TRUNKS", "Trunk", "make_trunk"]
@@ -15,6 +15,7 @@ Trunk = Transformer | EncoderDecoder
 TRUNKS: dict[AttentionKind, type[Transformer]] = {
     "dot_product": Transformer,
     "xlnet": XLNetTransformer,
+    "disentangled": DisentangledTransformer,
 }
 
 

@@ -5,16 +5,7 @@ import math
 import pytest
 import torch
 
-from seedbed.models.layers.relative_attention import shift, sinusoids
-
-
-@pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 5), (4, 4), (3, 7)])
-def test_shift_finds_the_column_of_every_distance(length: int, total: int) -> None:
-    distances = torch.arange(total, -length, -1)
-    scores = distances.expand(2, 3, length, -1).contiguous()
-    found = shift(scores)
-    i, j = torch.arange(total - length, total), torch.arange(total)
-    assert torch.equal(found, (i[:, None] - j).expand(2, 3, -1, -1))
+from seedbed.models.layers.relative_attention import sinusoids
 
 
 def test_sinusoids_are_sines_then_cosines() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from seedbed.models.cache import Cache
 from seedbed.models.config import TransformerConfig
-from seedbed.models.layers.dropout import Dropout
+from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.mask import QueryPlan
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import rotate
@@ -63,7 +64,13 @@ class ValueMix:
 
 
 class Attention(nn.Module):
-    """Attend within (B, T, D); one product makes queries, keys and values of all heads."""
+    """Attend within (B, T, D); one product makes queries, keys and values of all heads.
+
+    Siblings whose scores have more than q k' in them replace `distances` and `meet` (`biased_attention.py`).
+    """
+
+    drops_query_stream: ClassVar[bool] = False
+    """Probabilities of the query stream are dropped like those of the content."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -120,11 +127,13 @@ class Attention(nn.Module):
             if name in capture
         }
         name = f"attention.{layer}"
+        distances = self.distances(k, plan)
+        q, bias = self.meet(q, distances, plan, is_query=False)
         mixed, probabilities = mix(
             q,
             k,
             v,
-            plan,
+            plan if bias is plan.bias else replace(plan, bias=bias),
             scale=self.scale,
             dropout=dropout,
             site=3 * layer,
@@ -148,9 +157,38 @@ class Attention(nn.Module):
                 g = F.rms_norm(g, (self.head_dim,), eps=self.norm_eps)
             if plan.query_rotary is not None:
                 g = rotate(g, plan.query_rotary)
-            mixed, _ = attend(g.transpose(1, 2), k, v, plan.query.bias, scale=self.scale)
+            g, bias = self.meet(g.transpose(1, 2), distances, plan, is_query=True)
+            mixed, _ = attend(
+                g,
+                k,
+                v,
+                bias,
+                scale=self.scale,
+                dropout=dropout if self.drops_query_stream else None,
+                site=QUERY_SITES + 3 * layer,
+            )
             answer = self._finish((mixed * plan.query.sees).transpose(1, 2), stream)
         return out, answer, captured
+
+    def distances(self, k: Tensor, plan: AttentionPlan) -> Any:
+        """Return what both streams need of the distances to keys (B, G, S, K), computed once; here nothing."""
+        return None
+
+    def meet(
+        self, q: Tensor, distances: Any, plan: AttentionPlan, *, is_query: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return queries (B, H, T, K) as they meet the keys, and what is added to the scaled scores, (B, H, T, S) or None.
+
+        Args:
+            q: of the content (T places), or of the query stream (Q).
+            distances: what `distances` returned.
+            plan: how the batch attends.
+            is_query: these are the query stream's.
+        """
+        if not is_query:
+            return q, plan.bias
+        assert plan.query is not None
+        return q, plan.query.bias
 
     def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
         """Return the output (..., D) of the heads' mixed values (..., H, K) at places whose input was x (..., D)."""

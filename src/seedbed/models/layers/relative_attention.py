@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.models.config import TransformerConfig
-from seedbed.models.layers.biased_attention import BiasedAttention, BiasedPlan
+from seedbed.models.layers.attention import AttentionPlan
+from seedbed.models.layers.biased_attention import BiasedAttention, BiasedPlan, shift
 
-__all__ = ["RelativeAttention", "RelativePlan", "shift", "sinusoids"]
+__all__ = ["RelativeAttention", "RelativePlan", "sinusoids"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +45,13 @@ class RelativeAttention(BiasedAttention):
         self.segment_query = nn.Parameter(torch.zeros(width))
         self.segment = nn.Parameter(torch.zeros(2, width))
 
-    def distances(self, k: Tensor, plan: BiasedPlan) -> Tensor:
+    def distances(self, k: Tensor, plan: AttentionPlan) -> Tensor:
         """Return the keys of the distances, (H, K, P)."""
+        assert isinstance(plan, BiasedPlan)
         keys: Tensor = self.relative(plan.table.to(self.relative.weight.dtype))
         return keys.view(-1, self.num_heads, self.head_dim).permute(1, 2, 0)
 
-    def meet(
+    def distance_bias(
         self, q: Tensor, distances: Tensor, plan: BiasedPlan, *, is_query: bool
     ) -> tuple[Tensor, Tensor]:
         """Return q + u and the scaled scores of distance and sentence."""
@@ -76,19 +78,6 @@ class RelativeAttention(BiasedAttention):
 
     def _heads(self, flat: Tensor, like: Tensor) -> Tensor:
         return flat.view(self.num_heads, 1, self.head_dim).to(like.dtype)
-
-
-def shift(scores: Tensor) -> Tensor:
-    """Turn scores by distance (..., T, S + T), for the distances S, S - 1, ..., 1 - T, into scores by key (..., T, S).
-
-    Query i stands at place S - T + i, so key j is at distance S - T + i - j, which is column T - i + j. Read along the flat
-    rows, each query starts one column earlier than the one before, so a view does it: no index, nothing copied
-    (1901.02860, appendix B).
-    """
-    length = scores.shape[-2]
-    total = scores.shape[-1] - length
-    rows = scores.flatten(-2)[..., length:].view(*scores.shape[:-1], scores.shape[-1] - 1)
-    return rows[..., :total]
 
 
 def sinusoids(distances: Tensor, width: int) -> Tensor:
