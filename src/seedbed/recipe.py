@@ -72,6 +72,14 @@ class Recipe(Config):
             return {**data, "model": {**model, "name": DEFAULT_MODELS[name]}}
         return data
 
+    @model_validator(mode="after")
+    def _one_average(self) -> Recipe:
+        if self.optim.averages and (self.training.ema_decay or self.training.average_checkpoints):
+            raise ValueError(
+                f"{self.optim.name} averages weights itself: leave out training.ema_decay and training.average_checkpoints"
+            )
+        return self
+
     def run_folder(self) -> Path:
         """Return the run's folder."""
         return Path(self.run).expanduser()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import seedbed
@@ -23,6 +24,7 @@ from seedbed.config import validate
 from seedbed.errors import ConfigError, IncompatibleError, IntegrityError, NumericError
 from seedbed.models.huggingface import write_huggingface
 from seedbed.recipe import Recipe
+from seedbed.tensors import load_tensors
 from seedbed.training import loop
 
 STEPS = 12
@@ -386,6 +388,50 @@ def test_the_form_of_the_model_folder_is_settled_before_training(corpus, tmp_pat
     short = {"model_form": "seedbed", "budget_steps": 2}
     train(values(corpus, tmp_path / "c", training=short))
     assert seedbed.load(tmp_path / "c").model.config.family == "modernbert"
+
+
+AVERAGED = {"ema_decay": 0.7, "ema_start_fraction": 0.3}
+PLATEAU = {"schedule": {"name": "reduce_on_plateau", "patience": 0, "min_improvement": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("optim", "training"),
+    [
+        ({"name": "muon", "decay_schedule": "linear"}, {}),
+        ({"name": "schedule_free_adamw"}, {}),
+        ({"name": "adamw", "is_cautious": True, **PLATEAU}, AVERAGED),
+        ({"name": "adafactor"}, {"average_checkpoints": 2}),
+        *(
+            pytest.param({"name": name}, {}, marks=pytest.mark.slow)
+            for name in ("adam", "sgd", "lamb", "lion", "normuon", "schedule_free_sgd")
+        ),
+    ],
+    ids=lambda value: value.get("name"),
+)
+def test_every_optimizer_schedule_and_average_resumes_exactly(corpus, tmp_path, monkeypatch, optim, training):
+    """Stopped between validations (window 5 of 4, 8, 12) and right after one."""
+    whole, parts = (values(corpus, tmp_path / name, optim=optim) for name in ("whole", "parts"))
+    for data in (whole, parts):
+        data["training"] |= training
+    summary = train(whole)
+    for stop in (5, 8):
+        with pytest.raises(pretraining.Interrupted):
+            train(parts, stop_after=stop, monkeypatch=monkeypatch)
+    assert train(parts)["valid_loss"] == summary["valid_loss"]
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    lines = [json.loads(x) for x in (tmp_path / "whole/pretrain/metrics.jsonl").read_text().splitlines()]
+    if "average_checkpoints" not in training:  # what was validated is what was exported
+        assert min(x["loss"] for x in lines if x["kind"] == "validation") == summary["valid_loss"]
+    rates = [x["learning_rate"] for x in lines if x["kind"] == "step"]
+    if "schedule" in optim:  # two validations that were not better by nine tenths
+        assert [rates[8], rates[11]] == pytest.approx([rates[5] / 2, rates[5] / 2])
+    if training == AVERAGED:
+        newest = sorted((tmp_path / "whole/pretrain/checkpoints").glob("step-*"))[-1]
+        saved = load_tensors(newest / "average.safetensors")
+        exported = load_tensors(tmp_path / "whole/model/model.safetensors")
+        assert torch.equal(
+            saved["trunk.embedding.token.weight"], exported["model.embeddings.tok_embeddings.weight"]
+        )
 
 
 # --- through the command line, in processes of their own ----------------------------------------------------------------

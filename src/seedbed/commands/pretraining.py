@@ -40,6 +40,7 @@ from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine, prepare_process
+from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.feed import Entry, Feed
@@ -127,6 +128,13 @@ def pretrain(
         plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     _describe(console, setting, recipe, plan, baselines)
 
+    if recipe.training.ema_decay:
+        setting.state.average = WeightAverage(
+            recipe.training.ema_decay,
+            start=round(recipe.training.ema_start_fraction * plan.num_windows),
+            every=recipe.training.ema_steps,
+        )
+
     # Resume, or take samples of the untrained model.
     checkpoints = Checkpoints(
         folder / "checkpoints", inputs=inputs, keep_weights=recipe.training.keep_weights
@@ -166,7 +174,9 @@ def pretrain(
             every=recipe.training.validation_steps or max(1, plan.num_windows // 20),
             last_window=plan.num_windows,
             log=log,
-            checkpoints=checkpoints if recipe.training.keep_best else None,
+            checkpoints=checkpoints,
+            keeps_best=recipe.training.keep_best,
+            num_averaged=recipe.training.average_checkpoints,
             patience=recipe.training.early_stopping_patience,
             on_result=on_validation,
         ),
@@ -193,11 +203,15 @@ def pretrain(
     if outcome.reason == "interrupted":
         raise Interrupted(received[0], outcome.window)
 
-    # Export the best weights and say what came of it.
+    # Export the best weights, or means of several, and say what came of it.
     train_seconds = trained()["train_seconds"]
     memory = setting.state.hooks.get("validation", {})
-    if recipe.training.keep_best and memory.get("best_window") not in (None, outcome.window):
+    if recipe.training.average_checkpoints:
+        checkpoints.load_mean(setting.state.learner.parts)
+    elif recipe.training.keep_best and memory.get("best_window") not in (None, outcome.window):
         checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
+    else:
+        adopt_evaluation_weights(setting.state)
     scores = evaluate()
     after = _samples(setting, prepared)
     write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
@@ -360,7 +374,7 @@ def _feed(setting: _Setting, plan: Plan) -> Feed:
 def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: Feed) -> StepResult:
     """Do the step of `state.window`: everything about it follows from that number."""
     window, history = state.window, state.history
-    return train_step(
+    result = train_step(
         state.learner,
         state.optimizer,
         feed.micro_batches(window, device=setting.device),
@@ -372,6 +386,9 @@ def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: F
         dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
         compute_dtype=setting.compute_dtype,
     )
+    if state.average is not None:
+        state.average.update(state.parameters(), window, result.is_finite)
+    return result
 
 
 def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,9 @@ __all__ = ["OptimizerConfig", "Schedule"]
 
 class OptimizerConfig(Config):
     """Base of the optimizer configs; a new optimizer is one file with a subclass and one line in `OPTIMIZERS`."""
+
+    averages: ClassVar[bool] = False
+    """The optimizer averages weights itself: another average of them is refused."""
 
     name: str = Field("", description="Which optimizer; see OPTIMIZERS.")
     learning_rate: float = Field(2e-3, gt=0.0, description="Peak learning rate.")

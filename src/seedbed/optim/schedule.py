@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 History = Sequence[tuple[int, float]]
-"""Validations in order: (steps done, loss)."""
+"""Validations in order: (steps done, loss), or whatever else is better when lower."""
 
 
 class ScheduleConfig(Config):
@@ -171,7 +171,7 @@ class ReduceOnPlateauConfig(ScheduleConfig):
         for window, loss in history:
             if window > step:
                 break
-            if loss < best * (1.0 - self.min_improvement):
+            if best == math.inf or loss < best - self.min_improvement * abs(best):
                 best, num_bad = loss, 0
             else:
                 num_bad += 1

@@ -7,7 +7,7 @@ While training the model holds y; what is evaluated and exported is x, which `ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ __all__ = ["ScheduleFree", "ScheduleFreeAdamWConfig", "ScheduleFreeSGDConfig"]
 
 class _ScheduleFreeConfig(OptimizerConfig):
     """Hold what both forms share."""
+
+    averages: ClassVar[bool] = True
 
     momentum: float = Field(
         0.9, gt=0.0, lt=1.0, description="Where gradients are taken: this share of x, the rest of z (beta1)."

@@ -3,6 +3,7 @@
     pretrain/checkpoints/step-00000400/   full: model, optimizer, state; the two newest are kept
     pretrain/checkpoints/weights-00000200/   weights only, older
     pretrain/checkpoints/best-00000380/   weights only, lowest validation loss
+    pretrain/checkpoints/mean-00000380/   weights only, of the last validations, when their mean is exported
 
 Names carry the window (rows consumed), and the newest sound one is found by name and manifest, never by a file time.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seedbed.artifact import Artifact, open_verified, publish, write_json
 from seedbed.errors import IncompatibleError, IntegrityError
@@ -52,6 +53,8 @@ class Checkpoints:
             with self._publish(target) as draft:
                 save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
                 save_tensors(state.optimizer_tensors(), draft.path / "optimizer.safetensors")
+                if state.average is not None and state.average.tensors:
+                    save_tensors(state.average.tensors, draft.path / "average.safetensors")
                 write_json(
                     draft.path / "state.json",
                     {
@@ -67,14 +70,27 @@ class Checkpoints:
 
     def save_best(self, state: TrainingState) -> None:
         """Save the weights as the best so far, in place of those before."""
-        target = self.folder / f"best-{state.window:08d}"
-        if not target.exists():
-            with self._publish(target) as draft:
-                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
-                draft.counts = {"window": state.window}
-        for older in self._listed("best"):
-            if older != target:
-                shutil.rmtree(older, ignore_errors=True)
+        self._save_weights("best", state, keep=1)
+
+    def save_for_mean(self, state: TrainingState, *, keep: int) -> None:
+        """Save the weights as one of the last `keep`, whose mean is to be exported."""
+        self._save_weights("mean", state, keep=keep)
+
+    def load_mean(self, parts: nn.ModuleDict) -> list[int]:
+        """Load the mean of the weights saved for it (summed in float64), and return their windows."""
+        paths = self._listed("mean")
+        sums: dict[str, Tensor] = {}
+        artifact = None
+        for path in paths:
+            artifact = open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
+            for name, tensor in load_tensors(artifact.file("model.safetensors")).items():
+                value = tensor.double() if tensor.is_floating_point() else tensor
+                is_sum = name in sums and tensor.is_floating_point()
+                sums[name] = sums[name] + value if is_sum else value  # of counters the last
+        if artifact is not None:
+            means = {n: s / len(paths) if s.is_floating_point() else s for n, s in sums.items()}
+            _put_parts(parts, means, artifact)
+        return [_window_of(path) for path in paths]
 
     def load_best(self, parts: nn.ModuleDict, *, window: int) -> None:
         """Load the best weights, which validation recorded at `window`."""
@@ -123,16 +139,32 @@ class Checkpoints:
                 )
         _load_parts(state.learner.parts, artifact)
         state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
+        if state.average is not None and "average.safetensors" in artifact.files:
+            parameters = state.parameters()
+            state.average.tensors = {
+                name: tensor.to(parameters[name].device)
+                for name, tensor in load_tensors(artifact.file("average.safetensors")).items()
+            }
         saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.hooks = saved["hooks"]
         return saved
 
     def drop_after(self, window: int) -> None:
-        """Remove best weights of windows later than `window`, which a resumed run will pass again."""
-        for path in self._listed("best"):
-            if int(path.name.rpartition("-")[2]) > window:
+        """Remove best weights, and those saved for a mean, of windows that a resumed run will pass again."""
+        for path in [*self._listed("best"), *self._listed("mean")]:
+            if _window_of(path) > window:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _save_weights(self, kind: str, state: TrainingState, *, keep: int) -> None:
+        """Save the weights as `<kind>-<window>`, then remove all but the newest `keep` of the kind."""
+        target = self.folder / f"{kind}-{state.window:08d}"
+        if not target.exists():
+            with self._publish(target) as draft:
+                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+                draft.counts = {"window": state.window}
+        for older in self._listed(kind)[:-keep]:
+            shutil.rmtree(older, ignore_errors=True)
 
     def _publish(self, target: Path) -> Any:
         return publish(target, stage="checkpoint", version=CHECKPOINT_VERSION, inputs=self.inputs)
@@ -153,9 +185,17 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _window_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
 def _load_parts(parts: nn.ModuleDict, artifact: Artifact) -> None:
-    """Copy saved tensors into the modules; every name and shape must match."""
-    saved = load_tensors(artifact.file("model.safetensors"))
+    """Copy saved tensors into the modules."""
+    _put_parts(parts, load_tensors(artifact.file("model.safetensors")), artifact)
+
+
+def _put_parts(parts: nn.ModuleDict, saved: Mapping[str, Tensor], artifact: Artifact) -> None:
+    """Copy tensors into the modules; every name and shape must match."""
     own = dict(named_tensors(parts))
     problems = [f"missing {n}" for n in own.keys() - saved.keys()]
     problems += [f"unexpected {n}" for n in saved.keys() - own.keys()]

@@ -58,6 +58,26 @@ class TrainingConfig(Config):
     keep_best: bool = Field(
         True, description="Export the weights with the lowest validation loss; off: those of the last step."
     )
+    ema_decay: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Keep a moving average of the weights, and validate and export it: the share kept at an update, as"
+        " 0.99 or 0.999. 0: none. Helps over many passes; nothing to gain in one.",
+    )
+    ema_start_fraction: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the run before the average begins, from a copy of the weights.",
+    )
+    ema_steps: int = Field(1, gt=0, description="Steps from one update of the average to the next.")
+    average_checkpoints: int = Field(
+        0,
+        ge=0,
+        description="Export the mean of the weights at the last so many validations, in the place of the best ones."
+        " 0: off.",
+    )
     checkpoint_minutes: float = Field(2.0, gt=0.0, description="Minutes between checkpoints.")
     checkpoint_steps: int = Field(0, ge=0, description="Also save every so many steps. 0: by minutes only.")
     keep_weights: int = Field(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.errors import disk_errors
+from seedbed.training.averaging import evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.parallel import worker
 from seedbed.training.state import TrainingState
@@ -128,7 +129,9 @@ class ValidationHook(Hook):
         evaluate: returns `{"loss": ..., ...}` of the state's modules.
         every: windows between validations; one is always done at `last_window`.
         log: where results are written.
-        checkpoints: where best weights go, or None.
+        checkpoints: where weights go, or None.
+        keeps_best: save the weights of the lowest loss.
+        num_averaged: save the weights of so many last validations.
         patience: validations without a better loss before stopping; 0 never stops.
         on_result: told of each validation.
         better_when_lower: what of the scores decides instead of the loss, for example the negative of an accuracy.
@@ -144,6 +147,8 @@ class ValidationHook(Hook):
         last_window: int,
         log: MetricsLog,
         checkpoints: Checkpoints | None = None,
+        keeps_best: bool = True,
+        num_averaged: int = 0,
         patience: int = 0,
         on_result: Callable[[int, Mapping[str, float]], None] | None = None,
         better_when_lower: Callable[[Mapping[str, float]], float] = lambda scores: scores["loss"],
@@ -153,6 +158,8 @@ class ValidationHook(Hook):
         self.last_window = last_window
         self.log = log
         self.checkpoints = checkpoints
+        self.keeps_best = keeps_best
+        self.num_averaged = num_averaged
         self.patience = patience
         self.on_result = on_result
         self.better_when_lower = better_when_lower
@@ -165,17 +172,24 @@ class ValidationHook(Hook):
 
     def act(self, state: TrainingState) -> None:
         """Validate."""
+        with evaluation_weights(state):
+            self._act(state)
+
+    def _act(self, state: TrainingState) -> None:
+        """Validate, with the weights that are evaluated in the model."""
         scores = dict(self.evaluate())
         memory = state.hooks.setdefault(self.name, {"best": None, "best_window": None, "num_worse": 0})
         value = self.better_when_lower(scores)
         if memory["best"] is None or value < memory["best"]:
             memory.update(best=value, best_window=state.window, num_worse=0)
-            if self.checkpoints is not None and worker() == 0:
+            if self.keeps_best and self.checkpoints is not None and worker() == 0:
                 self.checkpoints.save_best(state)
         else:
             memory["num_worse"] += 1
+        if self.num_averaged and self.checkpoints is not None and worker() == 0:
+            self.checkpoints.save_for_mean(state, keep=self.num_averaged)
         memory["last_window"] = state.window
-        memory.setdefault("history", []).append([state.window, scores["loss"]])
+        memory.setdefault("history", []).append([state.window, value])
         self.log.write({"kind": "validation", "window": state.window, "step": state.step, **scores})
         if self.on_result is not None:
             self.on_result(state.window, scores)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.errors import IncompatibleError
+from seedbed.training.averaging import WeightAverage
 from seedbed.training.step import Learner
 
 __all__ = ["TrainingState", "named_tensors"]
@@ -24,6 +25,7 @@ class TrainingState:
         optimizer: its moments are saved by parameter name.
         window: windows of rows consumed; the whole state of the data side, and what schedules and dropout are keyed by.
         num_skipped: windows whose update was skipped for a non-finite gradient; the steps applied are `window - num_skipped`.
+        average: a moving average of the weights, or None; evaluated and exported in their place.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
     """
 
@@ -31,6 +33,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     window: int = 0
     num_skipped: int = 0
+    average: WeightAverage | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
