@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "seedbed.commands.evaluate",
         "loss, perplexity, accuracy and bits per byte beside the corpus's own floors",
     ),
+    "minimal-pairs": (
+        "seedbed.commands.minimal_pairs",
+        "share of sentence pairs (BLiMP layout) whose acceptable one is likelier",
+    ),
     "finetune": ("seedbed.commands.finetune", "teach a model a task of labelled texts; several seeds"),
     "fill-mask": ("seedbed.commands.fill_mask", "let a masked model complete a text"),
     "generate": ("seedbed.commands.generate", "let a causal model continue a text"),

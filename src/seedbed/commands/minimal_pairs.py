@@ -1,0 +1,108 @@
+"""Judge a model by minimal pairs: it should find the acceptable sentence of two likelier.
+
+Files are JSON lines in BLiMP's layout (sentence_good, sentence_bad, UID, phenomenon, field), plain or compressed. A causal
+model adds up the log-probabilities of a sentence's tokens; a masked one hides each token in turn. 50 % is chance.
+docs/evaluation.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from seedbed.commands.console import Console
+
+EXAMPLES = """examples:
+  seedbed minimal-pairs runs/wiki-en blimp/*.jsonl
+  seedbed minimal-pairs runs/wiki-zh sling.jsonl.gz --max-pairs 50 --by UID
+  seedbed minimal-pairs runs/wiki-en blimp/*.jsonl --method pll_word_l2r --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", type=Path, help="a run folder, its model folder, or a Hugging Face folder")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON lines, also .gz and .zst")
+    parser.add_argument(
+        "--method",
+        choices=("likelihood", "pll", "pll_word_l2r"),
+        help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word. Default: by model",
+    )
+    parser.add_argument(
+        "--max-pairs", type=int, default=0, metavar="N", help="pairs of each paradigm, chosen by hash; 0: all"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("field", "phenomenon", "UID"),
+        default="phenomenon",
+        help="rows of the table (default phenomenon; --json has all three)",
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="write every pair with both scores (JSON lines)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="float32",
+        help="number type of the matrix products (default float32: differences between sentences are small)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score the pairs."""
+    from seedbed.api import load
+    from seedbed.errors import DataError, disk_errors
+    from seedbed.evaluation.minimal_pairs import choose_pairs, read_pairs, report, score_pairs
+    from seedbed.runtime import RuntimeConfig, prepare_process
+
+    console = Console(as_json=options.json)
+    runtime = RuntimeConfig(device=options.device, precision=options.precision)
+    prepare_process(runtime)
+    model = load(options.model, device=runtime.torch_device())
+    pairs, rejected = read_pairs(options.files)
+    with console.bars():
+        scores = score_pairs(
+            model.model,
+            model.tokenizer,
+            choose_pairs(pairs, options.max_pairs),
+            method=options.method,
+            compute_dtype=runtime.compute_dtype(),
+            progress=console.progress,
+        )
+    if not scores.pairs:
+        raise DataError(
+            f"none of {len(pairs)} pairs could be scored: {scores.left_out[0][2]}.",
+            hint="use a model with more positions",
+        )
+    result: dict[str, Any] = {
+        "model": str(model.path),
+        **report(scores),
+        "rejected": [{"file": f, "line": n, "reason": r} for f, n, r in [*rejected, *scores.left_out][:1000]],
+    }
+    if options.save is not None:
+        lines = [
+            {"file": p.file, "line": p.line, "UID": p.uid, "good": float(g), "bad": float(b)}
+            for p, g, b in zip(scores.pairs, scores.good, scores.bad, strict=True)
+        ]
+        with disk_errors(options.save, doing="writing"):
+            options.save.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rows = [
+        [name, f"{group['accuracy']:.1%}", f"{group['standard_error']:.1%}", f"{group['pairs']:,}"]
+        for name, group in result["by"][options.by].items()
+    ]
+    console.table(rows, header=[options.by, "accuracy", "+-", "pairs"])
+    if result["same"]:
+        console.note(
+            f"{result['same']:,} pairs are the same tokens to this vocabulary; they count half a point each"
+        )
+    if left := len(rejected) + result["left_out"]:
+        console.note(f"{left:,} lines or pairs left out; --json lists them")
+    console.result(
+        result,
+        text=f"{result['accuracy']:.1%} of {result['pairs']:,} pairs ({result['method']}, chance 50 %);"
+        f" mean over {len(result['by']['UID'])} paradigms {result['accuracy_over_paradigms']:.1%}",
+    )
+    return 0

@@ -1,0 +1,429 @@
+"""Judge a model by pairs of sentences that differ in one thing, one acceptable and one not.
+
+It gets a point where it finds the acceptable one likelier.
+
+Source: BLiMP, Warstadt et al., arXiv 1912.00582 (layout and score; SLING, arXiv 2210.11689, is its like for Chinese).
+Likelihood of masked models: Salazar et al., arXiv 1910.14659, equation 1; with whole words hidden to the right: Kauf and
+Ivanova, arXiv 2305.10588 ("PLL-word-l2r").
+Differs from BLiMP: a tie counts half, so that a model that tells nothing apart scores 50 %.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from seedbed.batch import Batch
+from seedbed.corpus.lines import read_lines
+from seedbed.corpus.rejects import Reject
+from seedbed.corpus.sources import Source, WrongEndingError, open_source
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.models.language_model import LanguageModel
+from seedbed.progress import Progress, silent
+from seedbed.tokenizer.tokenizer import Tokenizer
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MinimalPair",
+    "PairScores",
+    "choose_pairs",
+    "read_pairs",
+    "report",
+    "score_pairs",
+]
+
+Method = Literal["likelihood", "pll", "pll_word_l2r"]
+METHODS: tuple[Method, ...] = ("likelihood", "pll", "pll_word_l2r")
+_MAX_LINE_BYTES = 1 << 20
+_BATCH_TOKENS = 8192
+_MAX_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class MinimalPair:
+    """One pair: the acceptable sentence, the other one, what it is about, and where it stands."""
+
+    good: str
+    bad: str
+    field: str
+    phenomenon: str
+    uid: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """Hold the log-probabilities of pairs.
+
+    Attributes:
+        pairs: those scored.
+        good, bad: (n,) float64 sums of ln p over the tokens of each sentence.
+        is_same: (n,) bool; the tokenizer makes both sentences the same tokens, so that nothing can tell them apart.
+        left_out: pairs that were not scored, as (file, line, reason).
+        method: how sentences were scored.
+    """
+
+    pairs: Sequence[MinimalPair]
+    good: np.ndarray[Any, np.dtype[np.float64]]
+    bad: np.ndarray[Any, np.dtype[np.float64]]
+    is_same: np.ndarray[Any, np.dtype[np.bool_]]
+    left_out: Sequence[tuple[str, int, str]]
+    method: Method
+
+    def points(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return 1 for each pair whose acceptable sentence is likelier, 0.5 for ties, 0 for the others."""
+        better, equal = self.good > self.bad, (self.good == self.bad) | self.is_same
+        return np.where(equal, 0.5, better.astype(np.float64))
+
+
+def read_pairs(paths: Sequence[Path]) -> tuple[list[MinimalPair], list[tuple[str, int, str]]]:
+    """Read JSON lines with `sentence_good` and `sentence_bad`; also .gz and .zst.
+
+    `UID` (or the file's name), `phenomenon` (or `linguistics_term`, as BLiMP writes it) and `field` group the pairs.
+
+    Returns:
+        The pairs, and the lines left out as (file, line, reason): no JSON, a sentence missing, or both the same.
+
+    Raises:
+        DataError: a file cannot be read, or there is no pair at all.
+    """
+    pairs: list[MinimalPair] = []
+    left_out: list[tuple[str, int, str]] = []
+
+    def report(reject: Reject) -> None:
+        if not reject.line or reject.kind == "damaged_file":
+            raise DataError(f"{reject}.", hint="restore the file")
+        left_out.append((reject.file, reject.line, reject.reason))
+
+    for path in paths:
+        try:
+            with open_source(Source(str(path), path, "jsonl")) as (stream, raw):
+                for number, line in read_lines(
+                    str(path), stream, raw, _MAX_LINE_BYTES, report, lambda done: None
+                ):
+                    if line.strip():
+                        pair = _pair(line, path, number)
+                        if isinstance(pair, str):
+                            left_out.append((str(path), number, pair))
+                        else:
+                            pairs.append(pair)
+        except (OSError, WrongEndingError) as error:
+            raise DataError(f"{path} cannot be read: {error}.", hint="check the path") from error
+    if not pairs:
+        first = f" The first of {len(left_out)}: line {left_out[0][1]}, {left_out[0][2]}." if left_out else ""
+        raise DataError(
+            f"the files hold no pair.{first}",
+            hint="one JSON object a line, with sentence_good and sentence_bad",
+        )
+    return pairs, left_out
+
+
+def choose_pairs(pairs: Sequence[MinimalPair], count: int) -> list[MinimalPair]:
+    """Return at most `count` pairs of each paradigm (UID), those with the smallest hashes, in their order; 0: all."""
+    if not count:
+        return list(pairs)
+    by_uid: dict[str, list[tuple[int, int]]] = {}
+    for index, pair in enumerate(pairs):
+        key = xxhash.xxh3_64_intdigest(f"{pair.good}\0{pair.bad}".encode())
+        by_uid.setdefault(pair.uid, []).append((key, index))
+    kept = {index for entries in by_uid.values() for _, index in sorted(entries)[:count]}
+    return [pair for index, pair in enumerate(pairs) if index in kept]
+
+
+def score_pairs(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    pairs: Sequence[MinimalPair],
+    *,
+    method: Method | None = None,
+    batch_tokens: int = _BATCH_TOKENS,
+    compute_dtype: torch.dtype = torch.float32,
+    progress: Progress = silent,
+) -> PairScores:
+    """Score both sentences of every pair.
+
+    A causal model reads the separator, then the sentence, and its tokens' log-probabilities are added up. A masked model reads
+    `[CLS] sentence [SEP]` once for each token, with that token hidden ("pll"), or with it and the rest of its word hidden
+    ("pll_word_l2r"). A model of two streams (XLNet) predicts each token from all others. Scores do not depend on what is
+    batched together beyond rounding.
+
+    Args:
+        model: with its language-model head, on its device.
+        tokenizer: of the model.
+        pairs: what to score; pairs with a sentence longer than the model reads are left out and listed.
+        method: None: "likelihood" for causal models, else "pll".
+        batch_tokens: tokens of one forward pass at most.
+        compute_dtype: number type of the matrix products.
+        progress: told of sentences.
+
+    Raises:
+        IncompatibleError: the model has no head, or is not of the kind the method needs.
+    """
+    method = _checked(model, tokenizer, method)
+    sentences = [text for pair in pairs for text in (pair.good, pair.bad)]
+    ids, words = _encode(tokenizer, sentences)
+    frame = _frame(tokenizer, is_causal=model.config.is_causal)
+    room = model.config.max_length - sum(x is not None for x in frame)
+    fits = [bool(len(i)) and len(i) <= room for i in ids]
+    left_out = []
+    kept: list[int] = []
+    for number, pair in enumerate(pairs):
+        if fits[2 * number] and fits[2 * number + 1]:
+            kept.append(number)
+            continue
+        longest = max(len(ids[2 * number]), len(ids[2 * number + 1]))
+        reason = (
+            f"{longest} tokens, the model reads {room}" if longest > room else "a sentence without tokens"
+        )
+        left_out.append((pair.file, pair.line, reason))
+    totals = np.zeros(len(sentences), dtype=np.float64)
+    chosen = [s for number in kept for s in (2 * number, 2 * number + 1)]
+    rows = _rows_of(chosen, ids, words, method)
+    rows.sort(key=lambda row: len(ids[row.sentence]))
+    done = 0
+    for batch in _batches(
+        rows, ids, sum(x is not None for x in frame), batch_tokens, model.config.vocab_size
+    ):
+        for row, value in zip(
+            batch, _log_probabilities(model, tokenizer, batch, ids, frame, compute_dtype), strict=True
+        ):
+            totals[row.sentence] += value
+        done += len(batch)
+        progress("minimal pairs", done=done, total=len(rows), unit="rows")
+    return PairScores(
+        pairs=[pairs[number] for number in kept],
+        good=totals[[2 * number for number in kept]],
+        bad=totals[[2 * number + 1 for number in kept]],
+        is_same=np.array([ids[2 * n] == ids[2 * n + 1] for n in kept], dtype=np.bool_),
+        left_out=left_out,
+        method=method,
+    )
+
+
+def report(scores: PairScores) -> dict[str, Any]:
+    """Return accuracies as JSON values: over all pairs, as the mean over paradigms, and by field, phenomenon and paradigm.
+
+    Each has `accuracy`, `pairs`, and `standard_error`, that of a share of so many pairs. `ties` counts pairs with equal
+    scores, `same` those of them whose sentences are the same tokens: many of these mean that the vocabulary cannot show the
+    difference.
+    """
+    points = scores.points()
+
+    def share(index: Sequence[int]) -> dict[str, Any]:
+        value = float(points[list(index)].mean())
+        error = math.sqrt(max(0.0, value * (1 - value)) / len(index))
+        return {"accuracy": value, "pairs": len(index), "standard_error": error}
+
+    groups: dict[str, dict[str, Any]] = {}
+    for name, of in (("field", "field"), ("phenomenon", "phenomenon"), ("UID", "uid")):
+        members: dict[str, list[int]] = {}
+        for index, pair in enumerate(scores.pairs):
+            members.setdefault(getattr(pair, of), []).append(index)
+        groups[name] = {key: share(members[key]) for key in sorted(members)}
+    every = range(len(scores.pairs))
+    return {
+        "method": scores.method,
+        **share(every),
+        "accuracy_over_paradigms": float(np.mean([g["accuracy"] for g in groups["UID"].values()])),
+        "ties": int((points == 0.5).sum()),
+        "same": int(scores.is_same.sum()),
+        "left_out": len(scores.left_out),
+        "by": groups,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One forward row: which sentence, which of its tokens are predicted (all, if causal), which are hidden."""
+
+    sentence: int
+    predicted: int | None
+    hidden: tuple[int, ...] = ()
+
+
+Frame = tuple[int | None, int | None]
+
+
+def _checked(model: LanguageModel, tokenizer: Tokenizer, method: Method | None) -> Method:
+    config = model.config
+    if model.head is None:
+        raise IncompatibleError(
+            "this model has no language-model head; it gives no probabilities.",
+            hint="load a folder that was saved with its head",
+        )
+    if config.stack == "encoder_decoder":
+        raise IncompatibleError(
+            "an encoder-decoder has no likelihood of a sentence by itself.",
+            hint="score an encoder or a decoder",
+        )
+    chosen: Method = method or ("likelihood" if config.is_causal else "pll")
+    if config.is_causal != (chosen == "likelihood"):
+        kind = "causal" if config.is_causal else "masked"
+        raise IncompatibleError(
+            f"method {chosen} does not fit a {kind} model.",
+            hint=f"choose {'likelihood' if config.is_causal else 'pll or pll_word_l2r'}",
+        )
+    if not config.is_causal and tokenizer.mask_id is None and not config.query_stream:
+        raise IncompatibleError("the tokenizer has no mask token.", hint="use the model's own tokenizer")
+    return chosen
+
+
+def _encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of each sentence, and the number of the word each token belongs to."""
+    ids: list[list[int]] = []
+    words: list[list[int]] = []
+    for start in range(0, len(sentences), 4096):
+        spans = tokenizer.encode_spans(sentences[start : start + 4096])
+        ends = np.cumsum(spans.counts).tolist()
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            ids.append(spans.ids[begin:end].tolist())
+            words.append(spans.pretokens[begin:end].tolist())
+    return ids, words
+
+
+def _frame(tokenizer: Tokenizer, *, is_causal: bool) -> Frame:
+    """Return the ids before and after a sentence."""
+    if is_causal:
+        return tokenizer.separator_id, None
+    return tokenizer.cls_id, tokenizer.sep_id
+
+
+def _rows_of(
+    sentences: Sequence[int], ids: Sequence[Sequence[int]], words: Sequence[Sequence[int]], method: Method
+) -> list[_Row]:
+    """Return the rows to run: one a sentence for causal models, one a token for the others."""
+    if method == "likelihood":
+        return [_Row(sentence, None) for sentence in sentences]
+    rows = []
+    for sentence in sentences:
+        for place, word in enumerate(words[sentence]):
+            end = place + 1
+            if method == "pll_word_l2r":
+                while end < len(ids[sentence]) and words[sentence][end] == word:
+                    end += 1
+            rows.append(_Row(sentence, place, tuple(range(place, end))))
+    return rows
+
+
+def _batches(
+    rows: Sequence[_Row], ids: Sequence[Sequence[int]], num_special: int, batch_tokens: int, vocab_size: int
+) -> Iterator[Sequence[_Row]]:
+    """Cut rows, sorted by length, into batches of at most so many tokens, and of logits that fit 256 MiB."""
+    start = 0
+    while start < len(rows):
+        end, logits = start, 0
+        while end < len(rows):
+            length = len(ids[rows[end].sentence])
+            logits += vocab_size * (length if rows[end].predicted is None else 1)
+            if end > start and (
+                (end + 1 - start) * (length + num_special) > batch_tokens or logits > _MAX_LOGITS
+            ):
+                break
+            end += 1
+        yield rows[start:end]
+        start = end
+
+
+def _log_probabilities(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[_Row],
+    ids: Sequence[Sequence[int]],
+    frame: Frame,
+    compute_dtype: torch.dtype,
+) -> list[float]:
+    """Return the summed log-probability of what each row predicts."""
+    device = next(model.parameters()).device
+    before, after = ([] if x is None else [x] for x in frame)
+    width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
+    inputs = torch.full((len(rows), width), tokenizer.pad_id or 0, dtype=torch.int64)
+    segments = torch.zeros((len(rows), width), dtype=torch.int32)
+    at: list[int] = []  # flat places that are predicted
+    values: list[int] = []
+    owners: list[int] = []
+    is_causal, is_query = model.config.is_causal, model.config.query_stream and not model.config.is_causal
+    for number, row in enumerate(rows):
+        tokens = [*before, *ids[row.sentence], *after]
+        inputs[number, : len(tokens)] = torch.tensor(tokens)
+        segments[number, : len(tokens)] = 1
+        if row.predicted is None:
+            places = range(len(ids[row.sentence]))  # the place before each token
+            values += ids[row.sentence]
+        else:
+            places = range(row.predicted + len(before), row.predicted + len(before) + 1)
+            values.append(ids[row.sentence][row.predicted])
+            if not is_query:
+                for place in row.hidden:
+                    inputs[number, place + len(before)] = tokenizer.mask_id or 0
+        at += [number * width + place for place in places]
+        owners += [number] * len(places)
+    has_padding = not bool(segments.all())
+    batch = Batch(
+        inputs,
+        segment_ids=segments if has_padding else None,
+        has_padding=has_padding,
+        attention="causal" if is_causal else "full",
+    ).to(device)
+    flat = torch.tensor(at, device=device)
+    enabled = compute_dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        if is_query:
+            features = _query_features(model, batch, rows, flat % width, len(before))
+        else:
+            features = model.trunk(batch, at=flat).last
+        logits: Tensor = model.logits(features).float()
+    found = -torch.nn.functional.cross_entropy(
+        logits, torch.tensor(values, device=device), reduction="none"
+    ).double()
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    return [float(x) for x in sums.index_add_(0, torch.tensor(owners, device=device), found)]
+
+
+def _query_features(
+    model: LanguageModel, batch: Batch, rows: Sequence[_Row], place: Tensor, offset: int
+) -> Tensor:
+    """Return the query stream's features (N, D) of one place a row, which sees all others but what the row hides."""
+    order = torch.zeros(batch.input_ids.shape, dtype=torch.int32, device=place.device)
+    for number, row in enumerate(rows):
+        order[number, [hidden + offset for hidden in row.hidden]] = 1
+    asked = Batch(
+        batch.input_ids,
+        segment_ids=batch.segment_ids,
+        has_padding=batch.has_padding,
+        attention="order",
+        attend_order=order,
+        query_at=place[:, None],
+    )
+    query = model.trunk(asked).query
+    assert query is not None
+    features: Tensor = query[:, 0]
+    return features
+
+
+def _pair(line: str, path: Path, number: int) -> MinimalPair | str:
+    """Return the pair of a line, or why there is none."""
+    try:
+        data: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON ({type(error).__name__})"
+    if not isinstance(data, dict):
+        return "the line is not a JSON object"
+    good, bad = data.get("sentence_good"), data.get("sentence_bad")
+    if not isinstance(good, str) or not isinstance(bad, str) or not good.strip() or not bad.strip():
+        return "sentence_good or sentence_bad is missing"
+    if good == bad:
+        return "both sentences are the same"
+    uid = str(data.get("UID") or path.name.partition(".")[0])
+    phenomenon = str(data.get("phenomenon") or data.get("linguistics_term") or uid)
+    return MinimalPair(good, bad, str(data.get("field") or "-"), phenomenon, uid, str(path), number)
