@@ -9,6 +9,7 @@ from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
 from seedbed.objectives.prefix_lm import PrefixLMConfig
+from seedbed.objectives.replaced_token import ReplacedTokenConfig
 
 __all__ = ["OBJECTIVES", "CausalLMConfig", "MaskedLMConfig", "Objective", "ObjectiveConfig", "Vocabulary"]
 
@@ -19,4 +20,5 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "masked_lm": MaskedLMConfig,
     "masked_next_token": MaskedNextTokenConfig,
     "prefix_lm": PrefixLMConfig,
+    "replaced_token": ReplacedTokenConfig,
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import sinusoidal_table
 
-__all__ = ["Embedding"]
+__all__ = ["Embedding", "detach_tables", "share_tables"]
 
 
 class Embedding(nn.Module):
@@ -72,3 +73,48 @@ class Embedding(nn.Module):
         if self.is_sinusoidal:
             x = x + sinusoidal_table(position_ids, x.shape[-1], x.dtype)
         return self.norm(x) if self.norm is not None else x
+
+
+def share_tables(embedding: Embedding, base: Embedding) -> None:
+    """Make an embedding read another's tables and norm: one set of weights, trained by both (ELECTRA, 2003.10555).
+
+    The projection to its own width stays its own.
+    """
+    embedding.token, embedding.position, embedding.token_type = base.token, base.position, base.token_type
+    embedding.norm = base.norm
+
+
+def detach_tables(embedding: Embedding, base: Embedding) -> None:
+    """Make an embedding's tables another's, kept from its gradient, plus a difference of its own that starts at 0.
+
+    The base takes the present values; the difference is what remains trainable here. Reading `weight` gives the sum.
+    Norms stay apart.
+    Source: gradient-disentangled embedding sharing, DeBERTaV3, 2111.09543, section 3.2.
+    """
+    for own, other in (
+        (embedding.token, base.token),
+        (embedding.position, base.position),
+        (embedding.token_type, base.token_type),
+    ):
+        if own is not None and other is not None:
+            with torch.no_grad():
+                other.weight.copy_(own.weight)
+            parametrize.register_parametrization(own, "weight", _Difference(other))
+
+
+class _Difference(nn.Module):
+    """Add a difference to a table owned elsewhere, without a gradient for that."""
+
+    def __init__(self, base: nn.Embedding) -> None:
+        super().__init__()
+        self._base = (
+            base,
+        )  # in a tuple, so that it is not registered: the other embedding trains and saves it
+
+    def forward(self, difference: torch.Tensor) -> torch.Tensor:
+        """Return the sum."""
+        return self._base[0].weight.detach() + difference
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the difference that gives `weight`."""
+        return weight - self._base[0].weight.detach()
