@@ -33,7 +33,7 @@ def make(tmp_path, family):
     tokenizer = Tokenizer.load(tmp_path / "vocab.txt", lowercase=True)
     model = toy_model(family)
     write_huggingface(model, folder)
-    tokenizer.save(folder, kind="decoder" if model.config.is_causal else "encoder")
+    tokenizer.save(folder, kind=model.config.stack)
     return folder
 
 
@@ -61,6 +61,32 @@ def test_generate_starts_with_the_prompt_and_stops_at_the_models_length(tmp_path
     text = model.generate("the cat", max_new_tokens=500, temperature=0.0)
     assert text.startswith("the cat")
     assert len(model.tokenizer.encode(text)) <= 64
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_writes_a_text_of_its_own(tmp_path, family):
+    import transformers
+
+    folder = make(tmp_path, family)
+    model = seedbed.load(folder)
+    text = model.generate("the [MASK] cat", max_new_tokens=9, temperature=0.0)
+    assert "the cat" not in text
+    assert len(model.tokenizer.encode(text, allow_special=True)) <= 9
+    drawn = [model.generate("the [MASK]", max_new_tokens=9, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert model.embed("the cats.").shape == (32,)
+    # Text in, text out, as transformers does it with the same folder.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    inputs = tokenizer("the [MASK] cat", return_tensors="pt")
+    assert inputs["input_ids"][0, -1] == model.tokenizer.separator_id
+    out = theirs.generate(input_ids=inputs["input_ids"], max_new_tokens=9, do_sample=False)[0].tolist()
+    frame = {0, 2, 3}
+    assert model.tokenizer.decode([i for i in out if i not in frame], skip_special=False) == text
+    with pytest.raises(IncompatibleError, match="cannot fill masks"):
+        model.fill_mask("the [MASK]")
+    with pytest.raises(DataError, match="64 positions"):
+        model.generate("a " * 100)
 
 
 def test_wrong_uses_are_refused_with_what_to_do(tmp_path):

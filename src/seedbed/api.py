@@ -18,6 +18,7 @@ from seedbed.errors import DataError, IncompatibleError
 from seedbed.generation.decode import generate
 from seedbed.generation.fill import fill_mask
 from seedbed.generation.samplers import Sampler
+from seedbed.models.encoder_decoder import EncoderDecoder
 from seedbed.models.folder import holds_model, read_model
 from seedbed.models.language_model import LanguageModel
 from seedbed.tokenizer.tokenizer import Tokenizer
@@ -56,8 +57,13 @@ class LoadedModel:
 
     @property
     def is_causal(self) -> bool:
-        """Say whether it continues texts (True) or fills masks (False)."""
+        """Say whether it is a decoder, which continues texts."""
         return self.model.config.is_causal
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Say whether it reads one text and writes another."""
+        return self.model.config.stack == "encoder_decoder"
 
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[list[Candidate]]:
         """Propose tokens for every mask in a text.
@@ -71,12 +77,12 @@ class LoadedModel:
 
         Raises:
             DataError: no mask in the text, or more tokens than the model has positions.
-            IncompatibleError: the model is causal, or has no head.
+            IncompatibleError: the model writes from left to right, or has no head.
         """
         mask_id = self.tokenizer.mask_id
-        if self.is_causal or mask_id is None:
+        if self.is_causal or self.is_encoder_decoder or mask_id is None:
             raise IncompatibleError(
-                f"{self.path} is a causal model; it cannot fill masks.", hint="seedbed generate"
+                f"{self.path} writes from left to right; it cannot fill masks.", hint="seedbed generate"
             )
         mask = self.tokenizer.token(mask_id)
         ids = self.tokenizer.encode(text, allow_special=True)
@@ -114,10 +120,11 @@ class LoadedModel:
         top_p: float = 0.95,
         seed: int = 0,
     ) -> str:
-        """Continue a text.
+        """Continue a text, or write what an encoder-decoder makes of it.
 
         Args:
-            prompt: the beginning; may be empty.
+            prompt: the beginning, which may be empty; what an encoder-decoder reads, with its special tokens (sentinels,
+                masks) written as the vocabulary does.
             max_new_tokens: tokens to add at most; the end of a document ends it earlier.
             temperature: 0 takes the most probable token each time.
             top_k: draw from so many most probable tokens; 0: all.
@@ -125,12 +132,24 @@ class LoadedModel:
             seed: the same seed gives the same text.
 
         Returns:
-            The prompt and its continuation.
+            The prompt and its continuation; of an encoder-decoder what it wrote, sentinels included.
 
         Raises:
             DataError: the prompt leaves no room within the model's positions.
             IncompatibleError: the model is masked, not causal.
         """
+        if self.is_encoder_decoder:
+            ids = self._framed(self.tokenizer.encode(prompt, allow_special=True))
+            self._check_length(len(ids))
+            sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+            stop_id = self.model.config.special_ids.get("eos", self.tokenizer.separator_id)
+            (out,) = generate(
+                self.model, [ids], max_new_tokens=max_new_tokens, sampler=sampler, stop_id=stop_id
+            )
+            # Sentinels belong to the answer; what stands around texts does not.
+            own = self.tokenizer
+            frame = {own.pad_id, own.bos_id, own.eos_id, own.cls_id, own.sep_id}
+            return own.decode([i for i in out if i not in frame], skip_special=False)
         if not self.is_causal:
             raise IncompatibleError(
                 f"{self.path} is a masked model; it cannot continue texts.", hint="seedbed fill-mask"
@@ -153,14 +172,16 @@ class LoadedModel:
         return self.tokenizer.decode([*ids[1:], *out])
 
     def embed(self, text: str) -> torch.Tensor:
-        """Return the mean of the last hidden states of a text, (D,) float32."""
+        """Return the mean of the last hidden states of a text, (D,) float32; the encoder's where there are two stacks."""
         ids = self._framed(self.tokenizer.encode(text))
         self._check_length(len(ids))
         device = next(self.model.parameters()).device
         with torch.no_grad():
-            hidden = self.model(
-                Batch(torch.tensor([ids], device=device), attention="causal" if self.is_causal else "full")
+            batch = Batch(
+                torch.tensor([ids], device=device), attention="causal" if self.is_causal else "full"
             )
+            trunk = self.model.trunk
+            hidden = trunk.encode(batch) if isinstance(trunk, EncoderDecoder) else trunk(batch)
         mean: torch.Tensor = hidden.last[0].float().mean(dim=0)
         return mean
 
@@ -168,6 +189,11 @@ class LoadedModel:
         """Put around a text what rows of training have around theirs."""
         if self.is_causal:
             return [self.tokenizer.separator_id, *ids]
+        if self.is_encoder_decoder:
+            roles = self.model.config.special_ids
+            end = roles.get("eos", self.tokenizer.separator_id)
+            begin = roles.get("bos", end)  # BART's own vocabulary has one, T5's and ours have not.
+            return [*([] if begin == end else [begin]), *ids, end]
         cls_id, sep_id = self.tokenizer.cls_id, self.tokenizer.sep_id
         return [*([] if cls_id is None else [cls_id]), *ids, *([] if sep_id is None else [sep_id])]
 

@@ -98,7 +98,7 @@ def test_a_vocabulary_without_a_separator_is_refused_where_one_is_needed() -> No
 
 
 def test_digest_is_about_ids_alone(learned: Tokenizer, tmp_path: Path) -> None:
-    for kind in ("encoder", "decoder"):
+    for kind in ("encoder", "decoder", "encoder_decoder"):
         learned.save(tmp_path / kind, kind=kind)
         assert Tokenizer.load(tmp_path / kind).digest == learned.digest
     changed = Backend.from_str(learned._backend.to_str())
@@ -117,7 +117,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])
 @pytest.mark.parametrize("family", [None, *MODELS])
 def test_auto_tokenizer_gives_the_same_ids(
     learned: Tokenizer, tmp_path: Path, lines: list[str], kind: str, family: str | None
@@ -148,6 +148,10 @@ def test_auto_tokenizer_gives_the_same_ids(
         pair = theirs("the river", "天下")
         assert pair["input_ids"] == [2, *a, 3, *b, 3]
         assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    elif kind == "encoder_decoder":
+        assert theirs("the river")["input_ids"] == [*a, 3]
+        assert theirs("the river", "天下")["input_ids"] == [*a, 3, *b, 3]
+        assert theirs.eos_token_id == learned.separator_id
     else:
         assert theirs("the river")["input_ids"] == [3, *a]
         assert theirs.eos_token_id == learned.separator_id

@@ -239,7 +239,7 @@ def pretrain(
         write_model(exported, draft.path, form=settle_form(exported.config, recipe.training.model_form))
         prepared.tokenizer.save(
             draft.path,
-            kind="decoder" if setting.model.config.is_causal else "encoder",
+            kind=setting.model.config.stack,
             max_length=setting.model.config.max_length,
             token_types=setting.model.config.type_vocab_size > 1,
         )

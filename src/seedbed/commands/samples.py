@@ -20,6 +20,7 @@ _NUM_SAMPLES = 6
 _MIN_TOKENS, _MAX_TOKENS = 10, 32
 _SEARCHED_TOKENS = 200_000
 _PROMPT_TOKENS = 8
+_HIDDEN_TOKENS = 3
 
 
 def take_samples(
@@ -27,7 +28,8 @@ def take_samples(
 ) -> list[dict[str, Any]]:
     """Return samples on sentences of the validation split; always the same sentences and places for one store.
 
-    Masked models hide one word that is a single token, causal ones continue the first tokens of a sentence, greedily.
+    Masked models hide one word that is a single token, causal ones continue the first tokens of a sentence, greedily;
+    encoder-decoders restore a few tokens in its middle, hidden behind the token their pretraining hides them behind.
     """
     loaded = LoadedModel(model, tokenizer, Path("the model in training"))
     split = store.split("validation")
@@ -39,6 +41,9 @@ def take_samples(
             prompt = tokenizer.decode(ids[:_PROMPT_TOKENS].tolist())
             text = loaded.generate(prompt, max_new_tokens=24, temperature=0.0)
             samples.append({"text": prompt, "answer": tokenizer.decode(ids.tolist()), "continuation": text})
+            continue
+        if loaded.is_encoder_decoder:
+            samples.append(_restored(loaded, ids.tolist()))
             continue
         begins = np.append((marks & WORD) != 0, True)
         whole = np.flatnonzero(begins[:-1] & begins[1:] & ((marks & SPECIAL) == 0))
@@ -59,6 +64,20 @@ def take_samples(
             }
         )
     return samples
+
+
+def _restored(loaded: LoadedModel, ids: list[int]) -> dict[str, Any]:
+    tokenizer = loaded.tokenizer
+    # BART hides spans behind the mask, T5 behind the first sentinel, a reserved token.
+    sentinel = tokenizer.mask_id
+    if loaded.model.config.family != "bart" and tokenizer.unused_ids:
+        sentinel = tokenizer.unused_ids[0]
+    assert sentinel is not None
+    start = len(ids) // 2
+    stop = start + _HIDDEN_TOKENS
+    text = tokenizer.decode([*ids[:start], sentinel, *ids[stop:]], skip_special=False)
+    written = loaded.generate(text, max_new_tokens=24, temperature=0.0)
+    return {"text": text, "answer": tokenizer.decode(ids[start:stop]), "continuation": written}
 
 
 def _sentences(split: SplitTokens) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:

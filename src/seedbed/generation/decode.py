@@ -1,8 +1,9 @@
-"""Continue prompts, one token at a time."""
+"""Continue prompts, or answer them with an encoder-decoder, one token at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,13 +27,13 @@ def generate(
     stop_id: int | None = None,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """Continue prompts with a causal model.
+    """Continue prompts with a causal model, or write what an encoder-decoder makes of them.
 
-    Prompts of different lengths are padded on the left, outside attention and positions, so each continues as it would
-    alone (in float32 up to rounding).
+    Prompts of different lengths are padded, outside attention and positions, so each text is what it would be alone (in
+    float32 up to rounding). An encoder-decoder reads its prompts once, and begins to write with its `decoder_start` token.
 
     Args:
-        model: a decoder with a head.
+        model: a decoder or an encoder-decoder, with a head.
         prompts: ids, at least one each. Text i draws by (seed, i, step).
         max_new_tokens: new tokens per prompt; fewer when the longest text reaches the model's `max_length`.
         sampler: None is greedy.
@@ -43,18 +44,20 @@ def generate(
         The new ids of each prompt.
 
     Raises:
-        IncompatibleError: the model is not causal or has no head.
+        IncompatibleError: the model is an encoder, has no head, or does not say what its decoder begins with.
         DataError: a prompt is empty, too long, or holds an id outside the vocabulary.
     """
     config = model.config
-    if not config.is_causal:
+    if config.stack == "encoder":
         raise IncompatibleError(
             f"a model of family {config.family!r} does not write from left to right.", hint="use fill_mask"
         )
+    has_encoder = config.stack == "encoder_decoder"
+    longest_prompt = config.max_length if has_encoder else config.max_length - 1
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {index} is empty.", hint="start with at least one token, such as bos")
-        if len(prompt) >= config.max_length:
+        if len(prompt) > longest_prompt:
             raise DataError(
                 f"prompt {index} has {len(prompt)} tokens, the model reads {config.max_length}.",
                 hint="shorten it",
@@ -66,9 +69,14 @@ def generate(
 
     sampler = sampler or Sampler()
     device = model.trunk.embedding.token.weight.device
-    longest = max(map(len, prompts))
+    source: Batch | None = None
+    if has_encoder:
+        source = _right_padded(prompts, device)
+        ids, segments, positions = _left_padded([[_start_id(model)]] * len(prompts), device)
+    else:
+        ids, segments, positions = _left_padded(prompts, device)
+    longest = ids.shape[1]
     room = min(max_new_tokens, config.max_length - longest)
-    ids, segments, positions = _left_padded(prompts, device)
     cache = None
     if use_cache:
         cache = Cache.allocate(
@@ -84,13 +92,17 @@ def generate(
     for step in range(room):
         # With a cache only the newest column is read, after the prompt once.
         new = slice(-1, None) if cache is not None and step > 0 else slice(None)
-        batch = Batch(
-            input_ids=ids[:, new],
-            segment_ids=segments[:, new],
-            position_ids=positions[:, new],
-            attention="causal",
-            has_padding=True,
-        )
+        if source is not None:
+            # Texts begin together: the decoder's tokens need neither padding nor positions.
+            batch = replace(source, decoder_input_ids=ids[:, new])
+        else:
+            batch = Batch(
+                input_ids=ids[:, new],
+                segment_ids=segments[:, new],
+                position_ids=positions[:, new],
+                attention="causal",
+                has_padding=True,
+            )
         last = model.trunk(batch, cache=cache).last[:, -1]
         chosen = sampler(model.logits(last), rows=rows, step=step)
         written.append(chosen)
@@ -103,6 +115,29 @@ def generate(
         positions = torch.cat([positions, positions[:, -1:] + 1], 1)
     columns = torch.stack(written, 1).tolist() if written else [[] for _ in prompts]
     return [line[: line.index(stop_id)] if stop_id in line else line for line in columns]
+
+
+def _start_id(model: LanguageModel) -> int:
+    """Return the token the decoder of an encoder-decoder begins with."""
+    found = model.config.special_ids.get("decoder_start")
+    if found is None:
+        raise IncompatibleError(
+            f"this model of family {model.config.family!r} does not say which token its decoder begins with.",
+            hint="put decoder_start_token_id into its config.json",
+        )
+    return found
+
+
+def _right_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Batch:
+    """Return what an encoder reads."""
+    longest = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.int64)
+    segments = torch.zeros((len(prompts), longest), dtype=torch.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+        segments[row, : len(prompt)] = 1
+    has_padding = bool((segments == 0).any())
+    return Batch(ids.to(device), segment_ids=segments.to(device), has_padding=has_padding)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

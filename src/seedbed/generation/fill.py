@@ -44,13 +44,14 @@ def fill_mask(
         For each place its candidates, most probable first.
 
     Raises:
-        IncompatibleError: the model is causal or has no head.
+        IncompatibleError: the model is no encoder or has no head.
         DataError: no place, a place outside the row, or a row longer than the model reads.
     """
     config = model.config
-    if config.is_causal:
+    if config.stack != "encoder":
         raise IncompatibleError(
-            f"a model of family {config.family!r} only sees what comes before a place.", hint="use generate"
+            f"a model of family {config.family!r} only sees what comes before a place it writes.",
+            hint="use generate",
         )
     if not at:
         raise DataError("there is no masked place to fill.", hint="put the mask token into the text")

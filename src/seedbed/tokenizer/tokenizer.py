@@ -26,7 +26,10 @@ from seedbed.errors import IncompatibleError
 from seedbed.tokenizer.load import read_tokenizer
 from seedbed.tokenizer.special import ROLES, Role, find_roles
 
-__all__ = ["Spans", "Tokenizer"]
+__all__ = ["Kind", "Spans", "Tokenizer"]
+
+Kind = Literal["encoder", "decoder", "encoder_decoder"]
+"""What a model makes of texts, which decides what is put around them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ class Tokenizer:
         self,
         folder: Path,
         *,
-        kind: Literal["encoder", "decoder"] = "encoder",
+        kind: Kind = "encoder",
         max_length: int | None = None,
         token_types: bool = False,
     ) -> None:
@@ -198,8 +201,8 @@ class Tokenizer:
         Args:
             folder: created if missing; its tokenizer files are written anew.
             kind: what `transformers` puts around a text. "encoder": `[CLS] text [SEP]`, pairs with type ids 0 and 1;
-                "decoder": the begin token in front, as rows of the store do after a document's end. A loaded tokenizer that
-                has a template of its own keeps it.
+                "decoder": the begin token in front, as rows of the store do after a document's end; "encoder_decoder": the
+                separator behind, as T5. A loaded tokenizer that has a template of its own keeps it.
             max_length: longest input of the model, in tokens; None leaves it open.
             token_types: the model takes `token_type_ids` (BERT does, ModernBERT refuses them).
         """
@@ -226,9 +229,13 @@ class Tokenizer:
                     "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__)), encoding="utf-8"
                 )
 
-    def _template(self, kind: Literal["encoder", "decoder"]) -> Any:
+    def _template(self, kind: Kind) -> Any:
         """Return the template to put around texts; None leaves what the backend has."""
-        templates = {"encoder": self._encoder_template(), "decoder": self._decoder_template()}
+        templates: dict[Kind, Any] = {
+            "encoder": self._encoder_template(),
+            "decoder": self._decoder_template(),
+            "encoder_decoder": self._ending_template(),
+        }
         own = json.loads(self._backend.to_str())["post_processor"]
         ours = [_as_json(template) for template in templates.values() if template is not None]
         return templates[kind] if own is None or own in ours else None
@@ -249,6 +256,14 @@ class Tokenizer:
             return None
         return processors.TemplateProcessing(
             single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:0 $B:0", special_tokens=[(bos, self.bos_id)]
+        )
+
+    def _ending_template(self) -> Any:
+        token = self.token(self.separator_id)
+        return processors.TemplateProcessing(
+            single=f"$A:0 {token}:0",
+            pair=f"$A:0 {token}:0 $B:0 {token}:0",
+            special_tokens=[(token, self.separator_id)],
         )
 
 

@@ -5,14 +5,17 @@ import math
 import pytest
 import torch
 
+from seedbed.batch import Batch
 from seedbed.models.layers.position import (
     alibi_bias,
     alibi_slopes,
+    relative_buckets,
     restarting_positions,
     rotary_table,
     rotate,
     sinusoidal_table,
 )
+from small_models import logits_of, native_attention, random_ids, small_model
 
 
 def test_positions_restart_where_a_segment_begins() -> None:
@@ -62,3 +65,58 @@ def test_alibi_falls_with_distance_on_both_sides() -> None:
     assert bias.shape == (1, 2, 2, 3)
     distance = torch.tensor([[0.0, 1.0, 5.0], [3.0, 2.0, 2.0]])
     torch.testing.assert_close(bias[0], -torch.stack([distance / 2**4, distance / 2**8]))
+
+
+@pytest.mark.parametrize("is_bidirectional", [True, False])
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (10, 13), (64, 4096)])
+def test_relative_buckets_are_those_of_transformers(
+    num_buckets: int, max_distance: int, is_bidirectional: bool
+) -> None:
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = torch.arange(-5000, 5001)
+    ours = relative_buckets(
+        distances, num_buckets=num_buckets, max_distance=max_distance, is_bidirectional=is_bidirectional
+    )
+    theirs = T5Attention._relative_position_bucket(
+        distances, bidirectional=is_bidirectional, num_buckets=num_buckets, max_distance=max_distance
+    )
+    assert torch.equal(ours, theirs)
+    assert ours.min() == 0
+    assert ours.max() == num_buckets - 1
+    # Nearer is never in a later bucket than farther, on either side.
+    left = ours[distances <= 0].flip(0)
+    assert (left.diff() >= 0).all()
+    if not is_bidirectional:
+        assert (ours[distances >= 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["relative_encoder", "relative_decoder"])
+def test_a_bias_by_place_is_the_bias_between_positions(name: str) -> None:
+    relative = small_model(name).trunk.relative
+    assert relative is not None
+    for total, start in ((9, 0), (9, 4), (300, 299)):
+        keys = torch.arange(total)[None]
+        by_place = relative(total, start)
+        between = relative.between(keys[:, start:], keys)
+        assert by_place.shape == (1, 4, total - start, total)
+        assert torch.equal(by_place, between)
+        weights = torch.randn(by_place.shape, generator=torch.Generator().manual_seed(0))
+        gradients = [
+            torch.autograd.grad((bias * weights).sum(), relative.weight)[0] for bias in (by_place, between)
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relative_encoder", "relative_decoder"])
+def test_given_positions_are_followed(name: str) -> None:
+    """Positions of a row twice as far apart are as far apart as they say."""
+    model = small_model(name)
+    ids = random_ids(2, 9)
+    attention = native_attention(model)
+    base = logits_of(model, Batch(ids, attention=attention))
+    along = torch.arange(9).expand(2, -1)
+    torch.testing.assert_close(
+        logits_of(model, Batch(ids, position_ids=along + 3, attention=attention)), base
+    )
+    assert not torch.allclose(logits_of(model, Batch(ids, position_ids=2 * along, attention=attention)), base)
