@@ -770,7 +770,8 @@ def test_misshapen_tensors_are_listed(tmp_path: Path) -> None:
         ("electra-untied-wide", {"position_embedding_type": "relative_key_query"}, "relative_key_query"),
         ("gpt2-odd-heads", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("llama-grouped", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "llama3"),
-        ("llama-grouped", {"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ("llama-grouped", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ("llama-grouped", {"rope_scaling": {"type": "linear"}}, "factor"),
         ("modernbert-global", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ],
 )

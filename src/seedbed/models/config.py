@@ -115,6 +115,11 @@ class TransformerConfig(Config):
         128, ge=1, description="Distance from which on all relative positions share the last bucket, tokens."
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
+    rope_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Rotary positions are divided by it, in layers with global attention (position interpolation, 2306.15595).",
+    )
     local_rope_theta: float = Field(10_000.0, gt=0, description="The same, in layers with local attention.")
     local_window: int = Field(
         0,
@@ -271,6 +276,8 @@ class TransformerConfig(Config):
                 f"relative_max_distance {self.relative_max_distance} is not above half of relative_buckets "
                 f"{self.relative_buckets}"
             )
+        if self.rope_scale != 1.0 and self.positions != "rope":
+            raise ValueError("rope_scale exists with positions=rope only")
         if self.position_offset and self.positions != "learned":
             raise ValueError("position_offset exists with positions=learned only")
         if self.embedding_size and not self.head_transform:

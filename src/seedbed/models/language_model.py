@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -99,15 +99,45 @@ class LanguageModel(nn.Module):
                 f"{folder / _CONFIG} is not of format 1.",
                 hint="open it with the version of seedbed that wrote it",
             )
-        trunk = make_trunk(validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG)))
-        extras = make_extras(trunk.config, data.get("extras", []))
-        model = cls(trunk, make_head(trunk) if data.get("has_head") else None, extras)
+        config = validate(TransformerConfig, data.get("config", {}), place=str(folder / _CONFIG))
+        return cls.of(
+            config,
+            tensors,
+            has_head=bool(data.get("has_head")),
+            extras=data.get("extras", []),
+            source=str(folder),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        config: TransformerConfig,
+        tensors: Mapping[str, Tensor],
+        *,
+        has_head: bool,
+        extras: Sequence[str] = (),
+        source: str = "the model",
+    ) -> Self:
+        """Return the model a description and its weights make; weights are copied.
+
+        Args:
+            config: the description.
+            tensors: every weight by its name in `named_parameters`.
+            has_head: it has a language-model head.
+            extras: names of its other heads.
+            source: what an error names.
+
+        Raises:
+            IncompatibleError: weights and description do not fit, all listed.
+        """
+        trunk = make_trunk(config)
+        model = cls(trunk, make_head(trunk) if has_head else None, make_extras(config, extras))
         own = {name: tuple(p.shape) for name, p in model.named_parameters()}
         stored = {name: tuple(t.shape) for name, t in tensors.items()}
         if own != stored:
             wrong = sorted(set(own.items()) ^ set(stored.items()))
             raise IncompatibleError(
-                f"{folder}: weights and description differ at {', '.join(f'{n} {s}' for n, s in wrong)}.",
+                f"{source}: weights and description differ at {', '.join(f'{n} {s}' for n, s in wrong)}.",
                 hint="copy the folder again",
             )
         with torch.no_grad():

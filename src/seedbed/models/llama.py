@@ -13,10 +13,12 @@ from seedbed.models.translate import (
     ClassifierForm,
     Weight,
     read_activation,
+    read_rope_scale,
     read_special_ids,
     refuse_unless,
     required,
     write_activation,
+    write_rope,
 )
 
 __all__ = ["LlamaConfig"]
@@ -74,8 +76,10 @@ class LlamaConfig(FamilyConfig):
     def from_huggingface(cls, data: Mapping[str, Any]) -> TransformerConfig:
         """Translate a `config.json`, with `rope_parameters` (transformers 5) or `rope_theta` (4)."""
         rope = data.get("rope_parameters") or {}
-        refuse_unless(rope, "rope_type", "default")
-        refuse_unless(data, "rope_scaling", None)
+        scaling = data.get("rope_scaling") or {}
+        scale = read_rope_scale(rope or scaling)
+        if scaling and read_rope_scale(scaling) != scale:
+            refuse_unless(data, "rope_scaling", None)
         width, heads = required(data, "hidden_size"), required(data, "num_attention_heads")
         return TransformerConfig(
             **_FIXED,
@@ -88,6 +92,7 @@ class LlamaConfig(FamilyConfig):
             ffn_size=required(data, "intermediate_size"),
             max_length=data.get("max_position_embeddings", 2048),
             norm_eps=data.get("rms_norm_eps", 1e-6),
+            rope_scale=scale,
             rope_theta=rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
             activation=read_activation(data.get("hidden_act", "silu")),
             attention_bias=data.get("attention_bias", False),
@@ -101,7 +106,7 @@ class LlamaConfig(FamilyConfig):
 
     @classmethod
     def to_huggingface(cls, config: TransformerConfig) -> dict[str, Any]:
-        """Translate to a `config.json`. `rope_theta` is there twice, for transformers 4 and 5."""
+        """Translate to a `config.json`. `rope_theta` (and a scale) is there twice, for transformers 4 and 5."""
         return {
             "model_type": "llama",
             "architectures": [cls.architectures[0]],
@@ -117,7 +122,8 @@ class LlamaConfig(FamilyConfig):
             "initializer_range": config.std,
             "rms_norm_eps": config.norm_eps,
             "rope_theta": config.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "rope_parameters": write_rope(config),
+            **({"rope_scaling": write_rope(config)} if config.rope_scale != 1.0 else {}),
             "attention_bias": config.attention_bias,
             "attention_dropout": config.attention_dropout,
             "mlp_bias": config.ffn_bias,

@@ -14,10 +14,12 @@ from seedbed.models.translate import (
     ClassifierForm,
     Weight,
     read_activation,
+    read_rope_scale,
     read_special_ids,
     refuse_unless,
     required,
     write_activation,
+    write_rope,
 )
 
 __all__ = ["ModernBertConfig"]
@@ -97,8 +99,7 @@ class ModernBertConfig(FamilyConfig):
         layers = required(data, "num_hidden_layers")
         every_n = _every_n(data, layers)
         thetas = data.get("rope_parameters") or {}
-        for kind in ("full_attention", "sliding_attention"):
-            refuse_unless(thetas.get(kind) or {}, "rope_type", "default")
+        refuse_unless(thetas.get("sliding_attention") or {}, "rope_type", "default")
         refuse_unless(data, "rope_scaling", None)
         full, local = thetas.get("full_attention") or {}, thetas.get("sliding_attention") or {}
         has_local = every_n > 1 and layers > 1
@@ -114,6 +115,7 @@ class ModernBertConfig(FamilyConfig):
             max_length=data.get("max_position_embeddings", 8192),
             norm_eps=data.get("norm_eps", 1e-5),
             norm_bias=data.get("norm_bias", False),
+            rope_scale=read_rope_scale(full),
             rope_theta=full.get("rope_theta", data.get("global_rope_theta", 160_000.0)),
             local_rope_theta=(
                 local.get("rope_theta", data.get("local_rope_theta") or 10_000.0) if has_local else 10_000.0
@@ -166,7 +168,7 @@ class ModernBertConfig(FamilyConfig):
                 for i in range(config.num_layers)
             ],
             "rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
+                "full_attention": write_rope(config),
                 "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
             },
             "global_attn_every_n_layers": config.global_every_n,

@@ -388,13 +388,14 @@ class Transformer(nn.Module):
                 near = within_window(total, start, config.local_window, device)
                 mask = near if allowed is None else allowed & near
             theta = config.local_rope_theta if is_local else config.rope_theta
+            scale = 1.0 if is_local else config.rope_scale
             plans[is_local] = AttentionPlan(
                 bias=_total(additive(mask, dtype), distance),
                 is_causal=is_plainly_causal and not is_local,
                 is_fused=is_fused,
-                rotary=self._rotary(positions, theta, dtype),
+                rotary=self._rotary(positions, theta, dtype, scale=scale),
                 query=query,
-                query_rotary=self._rotary(query_positions, theta, dtype),
+                query_rotary=self._rotary(query_positions, theta, dtype, scale=scale),
             )
         return plans
 
@@ -420,10 +421,12 @@ class Transformer(nn.Module):
         plan = AttentionPlan(bias=additive(allowed, dtype), is_causal=False, is_fused=is_fused, rotary=None)
         return Reading(memory, plan, sees)
 
-    def _rotary(self, positions: Tensor | None, theta: float, dtype: torch.dtype) -> Table | None:
+    def _rotary(
+        self, positions: Tensor | None, theta: float, dtype: torch.dtype, *, scale: float
+    ) -> Table | None:
         if positions is None or self.config.positions != "rope":
             return None
-        cos, sin = rotary_table(positions, self.config.head_dim, theta, dtype)
+        cos, sin = rotary_table(positions, self.config.head_dim, theta, dtype, scale=scale)
         return cos[:, :, None], sin[:, :, None]  # (B or 1, T, 1, K)
 
 

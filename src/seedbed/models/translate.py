@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from seedbed.errors import IncompatibleError
-from seedbed.models.config import Activation
+from seedbed.models.config import Activation, TransformerConfig
 
 __all__ = [
     "ClassifierForm",
@@ -15,10 +15,12 @@ __all__ = [
     "Pooling",
     "Weight",
     "read_activation",
+    "read_rope_scale",
     "read_special_ids",
     "refuse_unless",
     "required",
     "write_activation",
+    "write_rope",
 ]
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -116,6 +118,20 @@ def read_activation(name: Any) -> Activation:
 def write_activation(name: Activation) -> str:
     """Return Hugging Face's name of an activation."""
     return _WRITTEN[name]
+
+
+def read_rope_scale(rope: Mapping[str, Any]) -> float:
+    """Return what positions are divided by, of `rope_parameters` (transformers 5) or `rope_scaling` (4, "type" before 4.43)."""
+    kind = {"rope_type": rope.get("rope_type", rope.get("type", "default"))}
+    refuse_unless(kind, "rope_type", "default", "linear")
+    return float(required(rope, "factor")) if kind["rope_type"] == "linear" else 1.0
+
+
+def write_rope(config: TransformerConfig) -> dict[str, Any]:
+    """Return the `rope_parameters` of layers with global attention."""
+    if config.rope_scale == 1.0:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    return {"rope_type": "linear", "factor": config.rope_scale, "rope_theta": config.rope_theta}
 
 
 def required(data: Mapping[str, Any], key: str) -> Any:

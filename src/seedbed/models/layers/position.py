@@ -31,16 +31,17 @@ def restarting_positions(segment_ids: Tensor) -> Tensor:
 
 
 def rotary_table(
-    position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype, *, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return cosines and signed sines, (..., K) each, for `rotate`.
 
     Angles are float32 (pairs are channel i and i + K/2, as in GPT-NeoX and Llama) and cast last. Computed anew for every
-    batch: T * K values, shared by all layers, so no table has to be kept, moved or cast with the model.
+    batch: T * K values, shared by all layers, so no table has to be kept, moved or cast with the model. Positions are divided
+    by `scale`.
     Source: RoFormer, 2104.09864.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
-    angles = position_ids[..., None].float() * (1.0 / theta**steps)
+    angles = position_ids[..., None].float() * (1.0 / (theta**steps * scale))
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
