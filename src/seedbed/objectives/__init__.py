@@ -8,6 +8,7 @@ from seedbed.objectives.fill_in_middle import FillInMiddleConfig
 from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
+from seedbed.objectives.permutation_lm import PermutationLMConfig
 from seedbed.objectives.prefix_lm import PrefixLMConfig
 from seedbed.objectives.replaced_token import ReplacedTokenConfig
 
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "masked_diffusion": MaskedDiffusionConfig,
     "masked_lm": MaskedLMConfig,
     "masked_next_token": MaskedNextTokenConfig,
+    "permutation_lm": PermutationLMConfig,
     "prefix_lm": PrefixLMConfig,
     "replaced_token": ReplacedTokenConfig,
 }
