@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("seedbed.commands.tokenizer", "documents to a vocabulary"),
     "tokens": ("seedbed.commands.tokens", "documents to the token store"),
     "pretrain": ("seedbed.commands.pretrain", "the token store to a model; the same command resumes"),
+    "find-rate": ("seedbed.commands.find_rate", "try learning rates over a short sweep, and draw the losses"),
     "evaluate": (
         "seedbed.commands.evaluate",
         "loss, perplexity, accuracy and bits per byte beside the corpus's own floors",

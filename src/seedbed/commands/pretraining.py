@@ -56,7 +56,7 @@ from seedbed.training.loop import fit
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
-__all__ = ["FREE_KEYS", "MODEL_VERSION", "Interrupted", "pretrain"]
+__all__ = ["FREE_KEYS", "MODEL_VERSION", "Interrupted", "pretrain", "steps_from_start"]
 
 MODEL_VERSION = 1
 FREE_KEYS = ("checkpoint_minutes", "checkpoint_steps", "keep_weights", "tensorboard")
@@ -371,8 +371,25 @@ def _feed(setting: _Setting, plan: Plan) -> Feed:
     )
 
 
-def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: Feed) -> StepResult:
-    """Do the step of `state.window`: everything about it follows from that number."""
+def steps_from_start(recipe: Recipe, prepared: Prepared, num_steps: int) -> Callable[[float], StepResult]:
+    """Return what does the next step of a run of `num_steps` at a given rate, from the initial weights; writes nothing."""
+    prepare_process(recipe.runtime)
+    setting = _assemble(recipe, prepared)
+    rows = recipe.training.rows_per_step(recipe.data.row_length)
+    feed = _feed(setting, Plan(num_steps, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, ""))
+
+    def step(rate: float) -> StepResult:
+        result = _run_window(setting, setting.state, recipe, feed, rate=rate)
+        setting.state.window += 1
+        return result
+
+    return step
+
+
+def _run_window(
+    setting: _Setting, state: TrainingState, recipe: Recipe, feed: Feed, *, rate: float | None = None
+) -> StepResult:
+    """Do the step of `state.window`: everything about it follows from that number (but for a `rate` that is given)."""
     window, history = state.window, state.history
     result = train_step(
         state.learner,
@@ -380,7 +397,7 @@ def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: F
         feed.micro_batches(window, device=setting.device),
         objectives=[entry.objective for entry in setting.entries],
         progress=window / max(1, feed.num_windows),
-        learning_rate=recipe.optim.rate(window, feed.num_windows, history),
+        learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
         settings=recipe.optim.settings(window, feed.num_windows, history),
         max_grad_norm=recipe.optim.max_grad_norm,
         dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
@@ -391,10 +408,8 @@ def _run_window(setting: _Setting, state: TrainingState, recipe: Recipe, feed: F
     return result
 
 
-def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -> Plan:
-    """Choose the micro-batch from the memory limit, and the steps from the budget."""
-    training = recipe.training
-    rows = training.rows_per_step(recipe.data.row_length)
+def _micro_batch_rows(recipe: Recipe, setting: _Setting) -> int:
+    """Return the rows of a forward pass: as asked for, or as many as fit the memory."""
 
     def fitting(number: int, entry: Entry) -> int:
         def sample(count: int) -> MicroBatch:
@@ -405,14 +420,20 @@ def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -
         return fit_micro_batch(
             setting.state.learner,
             sample,
-            rows_per_step=rows,
+            rows_per_step=recipe.training.rows_per_step(recipe.data.row_length),
             memory_bytes=recipe.runtime.memory_bytes(),
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
         )
 
-    micro = training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.entries))
-    probe = Plan(1000, rows, min(micro, rows), 0.0, "")
+    return recipe.training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.entries))
+
+
+def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -> Plan:
+    """Choose the micro-batch from the memory limit, and the steps from the budget."""
+    training = recipe.training
+    rows = training.rows_per_step(recipe.data.row_length)
+    probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
     feed = _feed(setting, probe)
 
     def step(state: TrainingState, window: int) -> None:

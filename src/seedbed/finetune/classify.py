@@ -303,7 +303,8 @@ def _one_seed(
             micro_batches,
             objectives=[training],
             progress=window / num_windows,
-            learning_rate=config.optim.rate(window, num_windows),
+            learning_rate=config.optim.rate(window, num_windows, state.history),
+            settings=config.optim.settings(window, num_windows, state.history),
             max_grad_norm=config.optim.max_grad_norm,
             dropout_key=fold(key_from(seed, "dropout"), window).to(device),
             compute_dtype=dtype,
@@ -335,7 +336,7 @@ def _one_seed(
         run_window,
         num_windows=num_windows,
         tokens_per_window=config.batch_rows * objective.row_length,
-        learning_rate=lambda window: config.optim.rate(window, num_windows),
+        learning_rate=lambda window: config.optim.rate(window, num_windows, state.history),
         hooks=hooks,
         is_interrupted=is_interrupted,
     )
