@@ -50,7 +50,7 @@ def test_loss_is_that_of_a_shifted_masked_model():
         logits = model.head(model.trunk(type(batch)(ids)).last)[0, at % LENGTH]
         weight = 1.0 if target.weights is None else float(target.weights[number])
         total += weight * F.cross_entropy(logits[None], torch.tensor([value])).item()
-    assert float(term.loss) == pytest.approx(total, rel=1e-4)
+    assert term.loss.item() == pytest.approx(total, rel=1e-4)
 
 
 def test_it_sees_what_stands_behind():

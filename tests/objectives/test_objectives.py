@@ -48,7 +48,9 @@ def test_a_row_is_the_same_in_any_batch(name):
 def test_shapes_and_targets_fit(name):
     objective = build(name)
     batch, targets = batch_of(objective, 0, 7)
-    assert batch.input_ids.shape == (7, LENGTH)
+    sides = [batch.input_ids] + ([batch.decoder_input_ids] if batch.decoder_input_ids is not None else [])
+    assert all(side.shape[0] == 7 for side in sides)
+    assert max(side.shape[1] for side in sides) == LENGTH
     assert set(targets) & set(objective.terms)
     assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < RESERVED.vocab_size
     for term, count in objective.counts(targets).items():

@@ -80,4 +80,4 @@ def test_loss_equals_a_row_by_row_reference():
         )
         logits = model.head(model.trunk(alone).last)[0, -1]
         total += F.cross_entropy(logits[None], torch.tensor([value])).item()
-    assert float(found) == pytest.approx(total, rel=1e-4)
+    assert found.item() == pytest.approx(total, rel=1e-4)

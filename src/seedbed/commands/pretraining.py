@@ -16,7 +16,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,15 +257,16 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
     vocabulary = Vocabulary.of(prepared.tokenizer)
     sections = entries_of(recipe.objective)
+    description = recipe.model.build(
+        vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
+    )
+    vocabulary = replace(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
     objectives = [
         section.objective.build(
             vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
         )
         for section in sections
     ]
-    description = recipe.model.build(
-        vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
-    )
     for objective in objectives:
         objective.check(description)
     settle_form(

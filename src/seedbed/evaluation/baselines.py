@@ -112,6 +112,8 @@ def corpus_baselines(
         unigram  p(w)     = (c(w) + 1) / (N + V)
         bigram   p(w | h) = lambda c(h, w) / c(h) + (1 - lambda) p(w),   lambda = c(h) / (c(h) + k)
 
+    Reserved tokens among the targets (sentinels of spans) cost nothing: the layout says where they stand.
+
     The left token h is the original one, also where the model sees a mask: masking is undone first. A row's first
     token has no left and gets the unigram. The bigram knows less than a masked model (nothing of the right side) and
     more (its left token is never hidden).
@@ -144,14 +146,17 @@ def corpus_baselines(
     together = np.where(left >= 0, pairs[which], 0)
     total = float(weights.sum())
 
+    # Sentinels stand at places that are given by the layout: knowing them is no merit of a model.
+    is_open = ~np.isin(values, np.array(vocabulary.unused_ids, dtype=np.int64))
+
     def mean_loss(probability: npt.NDArray[np.float64]) -> float:
-        return float(-(weights * np.log(probability)).sum() / total)
+        return float(-(weights * is_open * np.log(probability)).sum() / total)
 
     # lambda c(h, w) / c(h) + (1 - lambda) p(w), written without the division by a c(h) of 0
     bigrams = {k: mean_loss((together + k * unigram) / (seen + k)) for k in _STRENGTHS}
     strength = min(bigrams, key=bigrams.__getitem__)
     return Baselines(
-        uniform=math.log(num_possible),
+        uniform=math.log(num_possible) * float((weights * is_open).sum()) / total,
         unigram=mean_loss(unigram),
         bigram=bigrams[strength],
         unigram_accuracy=float(weights[values == int(tokens.argmax())].sum() / total),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.causal_lm import CausalLMConfig
+from seedbed.objectives.denoising import DenoisingConfig
 from seedbed.objectives.fill_in_middle import FillInMiddleConfig
 from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
@@ -11,11 +12,13 @@ from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
 from seedbed.objectives.permutation_lm import PermutationLMConfig
 from seedbed.objectives.prefix_lm import PrefixLMConfig
 from seedbed.objectives.replaced_token import ReplacedTokenConfig
+from seedbed.objectives.span_corruption import SpanCorruptionConfig
 
 __all__ = ["OBJECTIVES", "CausalLMConfig", "MaskedLMConfig", "Objective", "ObjectiveConfig", "Vocabulary"]
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
+    "denoising": DenoisingConfig,
     "fill_in_middle": FillInMiddleConfig,
     "masked_diffusion": MaskedDiffusionConfig,
     "masked_lm": MaskedLMConfig,
@@ -23,4 +26,5 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "permutation_lm": PermutationLMConfig,
     "prefix_lm": PrefixLMConfig,
     "replaced_token": ReplacedTokenConfig,
+    "span_corruption": SpanCorruptionConfig,
 }

@@ -48,6 +48,7 @@ class Vocabulary:
     """Hold what an objective must know of the tokenizer: sizes and ids; `encode` for lexicons only.
 
     Attributes:
+        decoder_start_id: what a decoder begins with, where the model says so; None: the pad token.
         unused_ids: reserved special tokens in id order: sentinels of span corruption, marks of a prompt.
         encode: text -> ids without special tokens; None for toys.
     """
@@ -60,6 +61,7 @@ class Vocabulary:
     sep_id: int | None = None
     mask_id: int | None = None
     bos_id: int | None = None
+    decoder_start_id: int | None = None
     unused_ids: tuple[int, ...] = ()
     encode: Callable[[str], list[int]] | None = field(default=None, compare=False, repr=False)
 

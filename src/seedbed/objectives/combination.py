@@ -14,8 +14,9 @@ from seedbed.objectives.base import ObjectiveConfig
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
 from seedbed.objectives.mixture import CombinationConfig, EntryConfig, MixtureConfig
+from seedbed.objectives.span_corruption import SpanCorruptionConfig
 
-__all__ = ["COMBINATIONS", "HybridConfig", "entries_of"]
+__all__ = ["COMBINATIONS", "HybridConfig", "UL2Config", "entries_of"]
 
 
 class HybridConfig(CombinationConfig):
@@ -57,7 +58,48 @@ class HybridConfig(CombinationConfig):
         ]
 
 
-COMBINATIONS: dict[str, type[CombinationConfig]] = {"hybrid": HybridConfig, "mixture": MixtureConfig}
+class UL2Config(CombinationConfig):
+    """The mixture of denoisers: short spans, long spans, and the end of a row, each marked for the encoder.
+
+    Source: UL2 (Y. Tay et al., arXiv 2205.05131, table 1): seven denoisers in equal shares.
+    Differs from it: rows of the encoder are filled exactly, so that raw rows differ in length between denoisers, and extreme
+    denoising at half the tokens in short spans is bounded by the vocabulary's sentinels.
+    """
+
+    source: ClassVar = "UL2 (Tay et al., 2022, 2205.05131)"
+    fits: ClassVar = ("encoder_decoder",)
+    needs: ClassVar = "windows of text, reserved tokens as sentinels and marks"
+    default_model: ClassVar = "t5"
+    use: ClassVar = "one encoder-decoder for short answers, long texts and continuation"
+
+    name: Literal["ul2"] = Field("ul2", description="Mixture of denoisers.")
+
+    def parts(self) -> list[EntryConfig]:
+        """Return the seven denoisers."""
+        kinds: list[tuple[str, Literal["ul2_short", "ul2_extreme"], float, float]] = [
+            ("short_3", "ul2_short", 3, 0.15),
+            ("short_8", "ul2_short", 8, 0.15),
+            ("extreme_3", "ul2_extreme", 3, 0.5),
+            ("extreme_8", "ul2_extreme", 8, 0.5),
+            ("extreme_64_sparse", "ul2_extreme", 64, 0.15),
+            ("extreme_64", "ul2_extreme", 64, 0.5),
+        ]
+        entries = [
+            EntryConfig(
+                objective=SpanCorruptionConfig(mean_span_length=length, noise_density=density, mark=mark),
+                label=label,
+            )
+            for label, mark, length, density in kinds
+        ]
+        sequential = SpanCorruptionConfig(layout="suffix", noise_density=0.25, mark="ul2_sequential")
+        return [*entries, EntryConfig(objective=sequential, label="sequential")]
+
+
+COMBINATIONS: dict[str, type[CombinationConfig]] = {
+    "hybrid": HybridConfig,
+    "mixture": MixtureConfig,
+    "ul2": UL2Config,
+}
 
 
 def entries_of(section: ObjectiveConfig | CombinationConfig) -> list[EntryConfig]:

@@ -11,7 +11,7 @@ from typing import Final
 from seedbed.errors import IncompatibleError
 from seedbed.objectives.base import Vocabulary
 
-__all__ = ["mark_id", "span_sentinels"]
+__all__ = ["mark_id", "num_span_sentinels", "span_sentinels"]
 
 _MARKS: Final = ("fim_prefix", "fim_suffix", "fim_middle", "ul2_short", "ul2_sequential", "ul2_extreme")
 """Marks, counted from the last reserved token; append only: the places are part of trained models."""
@@ -32,16 +32,21 @@ def mark_id(vocabulary: Vocabulary, mark: str) -> int:
     return vocabulary.unused_ids[-1 - number]
 
 
+def num_span_sentinels(vocabulary: Vocabulary) -> int:
+    """Return how many spans of a row can be told apart."""
+    return max(0, len(vocabulary.unused_ids) - len(_MARKS))
+
+
 def span_sentinels(vocabulary: Vocabulary, count: int) -> tuple[int, ...]:
     """Return the first `count` reserved tokens, for the spans of a row in order; the marks' are never among them.
 
     Raises:
         IncompatibleError: the vocabulary reserves too few tokens.
     """
-    free = len(vocabulary.unused_ids) - len(_MARKS)
+    free = num_span_sentinels(vocabulary)
     if count > free:
         raise IncompatibleError(
-            f"rows need up to {count} span sentinels; the vocabulary reserves {max(free, 0)} for spans"
+            f"rows need up to {count} span sentinels; the vocabulary reserves {free} for spans"
             f" ({len(vocabulary.unused_ids)} tokens, {len(_MARKS)} of them for marks).",
             hint=f"learn the tokenizer with tokenizer.num_reserved={count + len(_MARKS)}, or make spans longer or rows shorter",
         )
