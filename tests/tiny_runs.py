@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 
 def write_toy_text(folder: Path) -> Path:
@@ -50,3 +51,34 @@ TINY = [
     "training.micro_batch_rows=4",
     "runtime.threads=1",  # two threads on a busy machine wait for each other: 40 s instead of 3
 ]
+
+
+def write_sentences(folder: Path, *, num_documents: int = 40) -> Path:
+    """Documents of several sentences in both languages, the same every time."""
+    words = ["the", "a", "cat", "dog", "house", "tree", "river", "sings", "runs", "sleeps", "under", "over", "and", "but", "red", "blue", "green", "old", "new", "time"]
+    han = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+    chooser = random.Random(7)
+    documents = []
+    for _ in range(num_documents):
+        lines = []
+        for _ in range(4):
+            sentences = [" ".join(chooser.choices(words, k=6)).capitalize() + "." for _ in range(3)]
+            lines.append(" ".join(sentences))
+            lines.append("".join("".join(chooser.choices(han, k=6)) + "。" for _ in range(3)))
+        documents.append("\n".join(lines))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+def strategy_section(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a recipe must say beside the name of a strategy: its `objective` section, and keys of `model`."""
+    objective: dict[str, Any] = {"name": name}
+    model: dict[str, Any] = {}
+    if name == "mixture":
+        objective["entries"] = [
+            {"objective": {"name": "masked_lm"}},
+            {"objective": {"name": "masked_diffusion"}},
+        ]
+    return objective, model
