@@ -16,6 +16,8 @@ import seedbed
 from seedbed.cli import COMMANDS, main
 from seedbed.config import load_config
 from seedbed.errors import SeedbedError
+from seedbed.optim import OPTIMIZERS
+from seedbed.optim.schedule import SCHEDULES
 from seedbed.recipe import Recipe
 from tiny_runs import TINY, write_toy_text
 
@@ -31,6 +33,22 @@ spec.loader.exec_module(check_docs)
 def test_the_docs_are_in_order():
     # Figures that are still to be measured are the business of `make check`, not of every test run.
     assert [p for p in check_docs.problems() if "a figure is missing" not in p] == []
+
+
+def test_the_page_of_optimizers_is_current():
+    spec = importlib.util.spec_from_file_location("draw_schedules", ROOT / "tools" / "draw_schedules.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "schedules.svg").read_text(encoding="utf-8") == module.draw()
+    page = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    for name, kind in OPTIMIZERS.items():
+        (line,) = [x for x in page.splitlines() if x.startswith(f"| `{name}` |")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert float(cells[2].split()[0]) == kind.model_fields["learning_rate"].default, name
+    for name in SCHEDULES:
+        assert f"| `{name}` |" in page, name
 
 
 # --- the checks find things: the test above could not fail otherwise ----------------------------------------------

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from seedbed.page import Chart, Page, Reference, Series, format_number, ticks
+from seedbed.page import Chart, Page, Reference, Series, format_number, svg, ticks
 
 EVIL = "<script>alert('x')</script>\"&</text>"
 
@@ -187,3 +187,17 @@ def test_ticks_are_round_and_inside() -> None:
 )
 def test_numbers_read_well(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_a_chart_of_its_own_is_xml_with_its_legend_and_colours():
+    series = [Series(f"line & {i}", [(0, i), (1, i + 1)]) for i in range(12)]
+    text = svg(Chart("title", "x", "y", series))
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    shown = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {f"line & {i}" for i in range(12)} <= set(shown)
+    left, top, width, _height = map(float, root.attrib["viewBox"].split())
+    assert (left, width) == (0, 760)
+    assert top < 0  # the legend stands above the chart
+    assert "prefers-color-scheme:dark" in text
+    assert ".s0{stroke:var(--s0)}" in text

@@ -12,18 +12,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Chart", "Page", "Reference", "Series", "format_number", "ticks"]
+__all__ = ["Chart", "Page", "Reference", "Series", "format_number", "svg", "ticks"]
 
 _WIDTH, _HEIGHT = 760, 330
 _TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
 _MAX_POINTS = 1200  # of one line; more cannot be told apart at this width
 
-_STYLE = """
+_COLORS = """
 :root{--page:#fff;--ink:#1c2024;--soft:#5a636d;--line:#d9dee3;--grid:#e9ecef;--tint:#f5f7f9;
 --s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#cc79a7;--s4:#b8860b;--s5:#56b4e9}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--ink:#e6e9ec;--soft:#9aa4ae;--line:#394048;--grid:#262b31;
 --tint:#1d2125;--s0:#56b4e9;--s1:#e8833a;--s2:#2fbf95;--s3:#dd9cc0;--s4:#e6b93f;--s5:#4f8fd0}}
+"""
+
+_CHART_STYLE = """
+svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(--ink)}
+.grid{stroke:var(--grid);stroke-width:1}.axis{stroke:var(--line);stroke-width:1}
+.reference{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}.leader{stroke:var(--soft);stroke-width:.7;fill:none}
+.series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
+.mark{stroke:var(--page);stroke-width:1.2}
+""" + "".join(f".s{i}{{stroke:var(--s{i})}}.m{i}{{fill:var(--s{i})}}" for i in range(6))
+
+_STYLE = (
+    _COLORS
+    + """
 @media print{:root{--page:#fff;--ink:#000;--soft:#444;--line:#bbb;--grid:#e4e4e4;--tint:#fff;--s0:#0072b2;--s1:#d55e00;
 --s2:#009e73;--s3:#cc79a7;--s4:#b8860b;--s5:#56b4e9}section{break-inside:auto}figure,table,.tiles{break-inside:avoid}
 h2{break-after:avoid}body{font-size:10.5pt}main{padding:0}}
@@ -50,14 +63,11 @@ figure{margin:18px 0 22px}figcaption{font-weight:600;margin-bottom:2px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:.86rem;color:var(--soft);margin:2px 0 4px}
 .legend svg{width:24px;height:10px;margin-right:6px;vertical-align:middle}
 .chart{overflow-x:auto}.chart>svg{display:block;width:100%;min-width:520px;height:auto}
-svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(--ink)}
-.grid{stroke:var(--grid);stroke-width:1}.axis{stroke:var(--line);stroke-width:1}
-.reference{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}.leader{stroke:var(--soft);stroke-width:.7;fill:none}
-.series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
-.mark{stroke:var(--page);stroke-width:1.2}
 pre{background:var(--tint);border-radius:8px;padding:12px 14px;overflow-x:auto;font:.86rem/1.5 ui-monospace,SFMono-Regular,
 Menlo,Consolas,"Noto Sans Mono CJK SC",monospace}
-""" + "".join(f".s{i}{{stroke:var(--s{i})}}.m{i}{{fill:var(--s{i})}}" for i in range(6))
+"""
+    + _CHART_STYLE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +199,31 @@ class Page:
             f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
             f"<body><main>\n{body}\n</main></body>\n</html>\n"
         )
+
+
+def svg(chart: Chart) -> str:
+    """Return a line chart as an SVG file of its own, with a legend in it, for pages that are not ours."""
+    colors = _colors(chart.series)
+    rows: list[list[str]] = [[]]
+    x = float(_LEFT)
+    for series, color in zip(chart.series, colors, strict=True):
+        width = 24 + 6 + _text_width(series.name) + 18
+        if rows[-1] and x + width > _WIDTH - _RIGHT:
+            rows.append([])
+            x = float(_LEFT)
+        y = 18 * (len(rows) - 1)
+        rows[-1].append(
+            f'<path class="series s{color}" d="M{x:.1f} {y}h24"/><text x="{x + 30:.1f}" y="{y + 4}">{escape(series.name)}</text>'
+        )
+        x += width
+    height = 18 * len(rows)
+    head, _, rest = _draw(chart, colors).partition("\n")
+    head = head.replace(f'"0 0 {_WIDTH} {_HEIGHT}"', f'"0 {-height} {_WIDTH} {_HEIGHT + height}"')
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    names = "".join(line for row in rows for line in row)
+    legend = f'<g transform="translate(0 {6 - height})">{names}</g>'
+    style = f"{_COLORS}svg{{background:var(--page);font-family:system-ui,sans-serif}}{_CHART_STYLE}"
+    return "\n".join([head, f"<style>{style}</style>", legend, rest]) + "\n"
 
 
 def format_number(value: float, *, digits: int = 3) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
-from seedbed.optim import AdamWConfig, SGDConfig
+from seedbed.optim import OPTIMIZERS, AdamWConfig, SGDConfig
 from seedbed.training.step import Learner, MicroBatch, train_step
 from toys import VOCABULARY, clone_weights, toy_model, toy_reader
 
@@ -120,6 +120,28 @@ def test_it_learns_32_rows_by_heart(name):
     ]
     assert losses[0] > 3.8
     assert losses[-1] < (0.3 if name == "masked_lm" else 1.6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_at_its_default_rate(name):
+    config = OPTIMIZERS[name](schedule={"min_warmup_steps": 5})
+    objective, learner, optimizer = setup("causal_lm", optim=config)
+    micros = micro_batches(objective, [16])
+    losses = [
+        float(
+            step(
+                objective,
+                learner,
+                optimizer,
+                micros,
+                learning_rate=config.rate(number, 40),
+                settings=config.settings(number, 40),
+                max_grad_norm=1.0,
+            ).losses[0, "causal_lm"]
+        )
+        for number in range(40)
+    ]
+    assert losses[-1] < losses[0] - 0.15, losses[::8]
 
 
 def test_the_first_losses_are_frozen():
