@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from seedbed.objectives import OBJECTIVES, ObjectiveConfig
 from seedbed.tasks import Example, TaskConfig, TaskData
 
 NUM_WORDS = 59  # ids 5 .. 63 of the toy vocabulary
@@ -45,3 +47,16 @@ def toy_task(
         examples.append(Example(first, second, label, "toy", line + 1))
     labels = ("a", "b", "c") if kind == "classification" else ()
     return TaskData(config, labels, {"train": examples, "dev": examples[: count // 2], "test": []}, (), 0)
+
+
+def toy_section(name: str, folder: Path) -> ObjectiveConfig:
+    """The config of an objective for toys: of those that read labelled texts, with files of them."""
+    kind = OBJECTIVES[name]
+    field = kind.model_fields.get("task")
+    if field is None or field.annotation is not TaskConfig:
+        return kind()
+    data = toy_task("generation" if name == "supervised_generation" else "classification")
+    lines = [f"{e.text}\t{e.label}" for e in data.splits["train"]]
+    path = folder / f"{name}.tsv"
+    path.write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    return kind.model_validate({"task": {"kind": data.config.kind, "train": [str(path)], "dev": [str(path)]}})

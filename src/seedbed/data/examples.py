@@ -115,6 +115,7 @@ class ExampleView:
         examples: what there is.
         max_tokens: tokens of a row at most, special tokens not counted; of a longer pair the longer text is cut, token by token
             from its end.
+        is_apart: the two texts do not share a row (an encoder's and a decoder's); each is cut to `max_tokens`.
 
     Attributes:
         num_rows: examples.
@@ -123,7 +124,7 @@ class ExampleView:
         tokens_cut: how many, of `num_tokens`.
     """
 
-    def __init__(self, examples: ExampleTokens, *, max_tokens: int) -> None:
+    def __init__(self, examples: ExampleTokens, *, max_tokens: int, is_apart: bool = False) -> None:
         if len(examples) == 0:
             raise DataError("there are no examples.", hint="give files with labelled examples")
         if max_tokens < 1 + (examples.second is not None):
@@ -134,7 +135,12 @@ class ExampleView:
         self.num_rows = len(examples)
         first = examples.first.lengths
         second = np.zeros_like(first) if examples.second is None else examples.second.lengths
-        self._first, self._second = cut_longest_first(first, second, max_tokens)
+        self._first: Int64s
+        self._second: Int64s
+        if is_apart:
+            self._first, self._second = np.minimum(first, max_tokens), np.minimum(second, max_tokens)
+        else:
+            self._first, self._second = cut_longest_first(first, second, max_tokens)
         self.lengths: Int64s = self._first + self._second
         self.num_tokens = int(first.sum() + second.sum())
         self.num_cut = int((self.lengths < first + second).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.causal_lm import CausalLMConfig
+from seedbed.objectives.classification import ClassificationConfig
 from seedbed.objectives.denoising import DenoisingConfig
 from seedbed.objectives.fill_in_middle import FillInMiddleConfig
 from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
@@ -13,11 +14,13 @@ from seedbed.objectives.permutation_lm import PermutationLMConfig
 from seedbed.objectives.prefix_lm import PrefixLMConfig
 from seedbed.objectives.replaced_token import ReplacedTokenConfig
 from seedbed.objectives.span_corruption import SpanCorruptionConfig
+from seedbed.objectives.supervised_generation import SupervisedGenerationConfig
 
 __all__ = ["OBJECTIVES", "CausalLMConfig", "MaskedLMConfig", "Objective", "ObjectiveConfig", "Vocabulary"]
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
+    "classification": ClassificationConfig,
     "denoising": DenoisingConfig,
     "fill_in_middle": FillInMiddleConfig,
     "masked_diffusion": MaskedDiffusionConfig,
@@ -27,4 +30,5 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "prefix_lm": PrefixLMConfig,
     "replaced_token": ReplacedTokenConfig,
     "span_corruption": SpanCorruptionConfig,
+    "supervised_generation": SupervisedGenerationConfig,
 }
