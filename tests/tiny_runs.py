@@ -55,7 +55,28 @@ TINY = [
 
 def write_sentences(folder: Path, *, num_documents: int = 40) -> Path:
     """Documents of several sentences in both languages, the same every time."""
-    words = ["the", "a", "cat", "dog", "house", "tree", "river", "sings", "runs", "sleeps", "under", "over", "and", "but", "red", "blue", "green", "old", "new", "time"]
+    words = [
+        "the",
+        "a",
+        "cat",
+        "dog",
+        "house",
+        "tree",
+        "river",
+        "sings",
+        "runs",
+        "sleeps",
+        "under",
+        "over",
+        "and",
+        "but",
+        "red",
+        "blue",
+        "green",
+        "old",
+        "new",
+        "time",
+    ]
     han = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
     chooser = random.Random(7)
     documents = []

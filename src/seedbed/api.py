@@ -16,11 +16,14 @@ from seedbed.artifact import MANIFEST, open_verified
 from seedbed.batch import Batch
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.generation.decode import generate
+from seedbed.generation.diffusion import diffuse
 from seedbed.generation.fill import fill_mask
 from seedbed.generation.samplers import Sampler
 from seedbed.models.encoder_decoder import EncoderDecoder
-from seedbed.models.folder import holds_model, read_model
+from seedbed.models.folder import holds_model, read_model, read_objectives
 from seedbed.models.language_model import LanguageModel
+from seedbed.objectives.base import Vocabulary
+from seedbed.objectives.sentinels import mark_id
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Candidate", "LoadedModel", "load", "model_folder"]
@@ -49,11 +52,14 @@ class LoadedModel:
         model: trunk and head, in evaluation use (no dropout).
         tokenizer: the one it was trained with.
         path: the folder it was read from.
+        objectives: what it was trained by, where the folder says so: a decoder trained with masked next-token prediction
+            fills masks too, a masked model trained by diffusion writes, a prefix language model reads prompts from both sides.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
     path: Path
+    objectives: tuple[str, ...] = ()
 
     @property
     def is_causal(self) -> bool:
@@ -80,7 +86,7 @@ class LoadedModel:
             IncompatibleError: the model writes from left to right, or has no head.
         """
         mask_id = self.tokenizer.mask_id
-        if self.is_causal or self.is_encoder_decoder or mask_id is None:
+        if mask_id is None or (self.model.config.stack != "encoder" and not self._is_shifted):
             raise IncompatibleError(
                 f"{self.path} writes from left to right; it cannot fill masks.", hint="seedbed generate"
             )
@@ -97,7 +103,8 @@ class LoadedModel:
         mask_id = self.tokenizer.mask_id
         places = [place for place, token in enumerate(ids) if token == mask_id]
         found: list[list[Candidate]] = []
-        for place, proposals in zip(places, fill_mask(self.model, ids, places, top_k=top_k), strict=True):
+        filling = fill_mask(self.model, ids, places, top_k=top_k, is_shifted=self._is_shifted)
+        for place, proposals in zip(places, filling, strict=True):
             candidates: list[Candidate] = []
             for proposal in proposals:
                 filled = [*ids[:place], proposal.token_id, *ids[place + 1 :]]
@@ -151,6 +158,9 @@ class LoadedModel:
             frame = {own.pad_id, own.bos_id, own.eos_id, own.cls_id, own.sep_id}
             return own.decode([i for i in out if i not in frame], skip_special=False)
         if not self.is_causal:
+            if "masked_diffusion" in self.objectives:
+                sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+                return self._diffuse(prompt, max_new_tokens, sampler)
             raise IncompatibleError(
                 f"{self.path} is a masked model; it cannot continue texts.", hint="seedbed fill-mask"
             )
@@ -168,8 +178,74 @@ class LoadedModel:
             max_new_tokens=min(max_new_tokens, room),
             sampler=sampler,
             stop_id=self.tokenizer.separator_id,
+            reads_both_sides=self.objectives == ("prefix_lm",),
         )
         return self.tokenizer.decode([*ids[1:], *out])
+
+    def fill_in(
+        self,
+        before: str,
+        after: str,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """Write what belongs between two texts, with a decoder trained to fill in the middle.
+
+        Args:
+            before: the text in front of the gap.
+            after: the text behind it.
+            max_new_tokens: tokens to write at most.
+            temperature: as in `generate`, like the three that follow.
+            top_k: tokens drawn from; 0: all.
+            top_p: share of the probability drawn from.
+            seed: of the draws.
+
+        Returns:
+            The middle alone.
+
+        Raises:
+            DataError: the texts leave no room within the model's positions.
+            IncompatibleError: the model was not trained to fill in the middle.
+        """
+        if "fill_in_middle" not in self.objectives:
+            raise IncompatibleError(
+                f"{self.path} was not trained to fill in the middle.",
+                hint="objective.name=fill_in_middle trains it",
+            )
+        own, vocabulary = self.tokenizer, Vocabulary.of(self.tokenizer)
+        prefix, suffix, middle = (
+            mark_id(vocabulary, f"fim_{part}") for part in ("prefix", "suffix", "middle")
+        )
+        ids = [own.separator_id, prefix, *own.encode(before), suffix, *own.encode(after), middle]
+        self._check_length(len(ids) + 1)
+        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        (out,) = generate(
+            self.model, [ids], max_new_tokens=max_new_tokens, sampler=sampler, stop_id=own.separator_id
+        )
+        return own.decode(out)
+
+    @property
+    def _is_shifted(self) -> bool:
+        """Say whether hidden tokens are predicted from the place before them."""
+        return "masked_next_token" in self.objectives
+
+    def _diffuse(self, prompt: str, max_new_tokens: int, sampler: Sampler) -> str:
+        """Write behind a prompt in one row, a token a pass."""
+        mask_id = self.tokenizer.mask_id
+        assert mask_id is not None
+        ids = self.tokenizer.encode(prompt)
+        frame = [] if self.tokenizer.cls_id is None else [self.tokenizer.cls_id]
+        room = self.model.config.max_length - len(frame) - len(ids)
+        self._check_length(len(frame) + len(ids) + 1)
+        count = min(max_new_tokens, room)
+        row = diffuse(
+            self.model, [*frame, *ids, *[mask_id] * count], mask_id=mask_id, num_steps=count, sampler=sampler
+        )
+        return self.tokenizer.decode(row)
 
     def embed(self, text: str) -> torch.Tensor:
         """Return the mean of the last hidden states of a text, (D,) float32; the encoder's where there are two stacks."""
@@ -222,7 +298,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel
     if (folder / MANIFEST).is_file():
         open_verified(folder, stage="model").verify()
     model, _ = read_model(folder)
-    return LoadedModel(model.to(device).eval(), Tokenizer.load(folder), folder)
+    return LoadedModel(model.to(device).eval(), Tokenizer.load(folder), folder, read_objectives(folder))
 
 
 def model_folder(path: Path) -> Path:

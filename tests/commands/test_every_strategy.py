@@ -13,6 +13,7 @@ from seedbed.commands import pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.stages import prepare
 from seedbed.config import validate
+from seedbed.errors import IncompatibleError
 from seedbed.objectives import OBJECTIVES
 from seedbed.objectives.combination import COMBINATIONS
 from seedbed.recipe import Recipe
@@ -106,3 +107,38 @@ def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared
 
     loaded = load(tmp_path / "whole")
     assert loaded.model.config.stack in {**OBJECTIVES, **COMBINATIONS}[name].fits
+    assert set(loaded.objectives) == ({name} if name in OBJECTIVES else set(PARTS[name]))
+    use(loaded, name)
+
+
+PARTS = {
+    "hybrid": ["causal_lm", "masked_next_token"],
+    "mixture": ["masked_lm", "masked_diffusion"],
+    "ul2": ["span_corruption"],
+}
+WRITES = (
+    "causal_lm",
+    "prefix_lm",
+    "hybrid",
+    "fill_in_middle",
+    "masked_diffusion",
+    "mixture",
+    "ul2",
+    "denoising",
+)
+FILLS = ("masked_lm", "masked_diffusion", "masked_next_token", "hybrid", "mixture")
+
+
+def use(model, name):
+    """A trained model answers in the ways its objective promises, and refuses the others with a hint."""
+    if name in WRITES:
+        first, again = (model.generate("The cat", max_new_tokens=5, seed=3) for _ in range(2))
+        assert first == again
+    if name in FILLS:
+        ((best, *_),) = model.fill_mask("The [MASK] sings.")
+        assert 0 < best.probability <= 1
+    if name == "fill_in_middle":
+        assert isinstance(model.fill_in("The cat", "the river.", max_new_tokens=5), str)
+    else:
+        with pytest.raises(IncompatibleError, match="fill in the middle"):
+            model.fill_in("The cat", "the river.")

@@ -11,6 +11,7 @@ from seedbed.generation import Sampler, generate
 from seedbed.models.huggingface import write_huggingface
 from seedbed.models.language_model import LanguageModel, build_model
 from small_models import TWO_STACKS, VOCAB, logits_of, small_model
+from toys import toy_model
 
 PROMPTS = [[3], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [5, 5, 5, 5]]
 DECODERS = ["gpt2", "llama", "relative_decoder"]
@@ -138,3 +139,15 @@ def test_wrong_requests_are_refused() -> None:
         generate(small_model("bert"), [[1]], max_new_tokens=3)
     with pytest.raises(IncompatibleError, match="no language-model head"):
         generate(LanguageModel(model.trunk, None), [[1]], max_new_tokens=3)
+
+
+def test_a_prompt_read_from_both_sides_is_the_same_with_and_without_a_cache():
+    model = toy_model("llama")
+    prompts = [[3, 9, 17, 30], [3, 12]]
+    cached = generate(model, prompts, max_new_tokens=6, reads_both_sides=True)
+    assert cached == generate(model, prompts, max_new_tokens=6, reads_both_sides=True, use_cache=False)
+    ids = torch.tensor([[3, 9, 17, 30]])
+    order = torch.zeros(1, 4, dtype=torch.int32)
+    logits = model.logits(model.trunk(Batch(ids, attention="order", attend_order=order)).last)[0, -1]
+    assert cached[0][0] == int(logits.argmax())
+    assert cached[0] == generate(model, prompts[:1], max_new_tokens=6, reads_both_sides=True)[0]

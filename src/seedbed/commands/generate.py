@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="draw from the most probable share P (default 0.95)",
     )
+    parser.add_argument(
+        "--after",
+        metavar="TEXT",
+        help="write what belongs between the prompt and this text (models of objective fill_in_middle)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -49,14 +54,17 @@ def run(options: argparse.Namespace) -> int:
     console, model = Console(as_json=options.json), load(options.model)
     results = []
     for prompt in options.prompt or [""]:
-        text = model.generate(
-            prompt,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-        )
+        settings = {
+            "max_new_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "seed": options.seed,
+        }
+        if options.after is None:
+            text = model.generate(prompt, **settings)
+        else:
+            text = prompt + model.fill_in(prompt, options.after, **settings) + options.after
         results.append({"prompt": prompt, "text": text})
     console.result({"results": results}, text="\n\n".join(str(r["text"]) for r in results))
     return 0

@@ -236,7 +236,12 @@ def pretrain(
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
         modules = setting.state.learner.modules_by_name()
         exported = setting.entries[0].objective.exported(setting.model, modules)
-        write_model(exported, draft.path, form=settle_form(exported.config, recipe.training.model_form))
+        write_model(
+            exported,
+            draft.path,
+            form=settle_form(exported.config, recipe.training.model_form),
+            objectives=sorted({entry.objective.config.name for entry in setting.entries}),
+        )
         prepared.tokenizer.save(
             draft.path,
             kind=setting.model.config.stack,

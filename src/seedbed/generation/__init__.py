@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from seedbed.generation.decode import generate
+from seedbed.generation.diffusion import diffuse
 from seedbed.generation.fill import Filling, fill_mask
 from seedbed.generation.samplers import Sampler
 
-__all__ = ["Filling", "Sampler", "fill_mask", "generate"]
+__all__ = ["Filling", "Sampler", "diffuse", "fill_mask", "generate"]

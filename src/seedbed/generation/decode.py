@@ -26,6 +26,7 @@ def generate(
     sampler: Sampler | None = None,
     stop_id: int | None = None,
     use_cache: bool = True,
+    reads_both_sides: bool = False,
 ) -> list[list[int]]:
     """Continue prompts with a causal model, or write what an encoder-decoder makes of them.
 
@@ -38,6 +39,7 @@ def generate(
         max_new_tokens: new tokens per prompt; fewer when the longest text reaches the model's `max_length`.
         sampler: None is greedy.
         stop_id: ends a text; it is not part of the result.
+        reads_both_sides: prompt tokens see each other in both directions (a decoder trained as a prefix language model).
         use_cache: False reads the whole text again for every token: slow, and the check on the cache.
 
     Returns:
@@ -100,7 +102,10 @@ def generate(
                 input_ids=ids[:, new],
                 segment_ids=segments[:, new],
                 position_ids=positions[:, new],
-                attention="causal",
+                attention="order" if reads_both_sides else "causal",
+                attend_order=_order_behind(ids.shape[1], longest, len(prompts), device)[:, new]
+                if reads_both_sides
+                else None,
                 has_padding=True,
             )
         last = model.trunk(batch, cache=cache).last[:, -1]
@@ -115,6 +120,12 @@ def generate(
         positions = torch.cat([positions, positions[:, -1:] + 1], 1)
     columns = torch.stack(written, 1).tolist() if written else [[] for _ in prompts]
     return [line[: line.index(stop_id)] if stop_id in line else line for line in columns]
+
+
+def _order_behind(length: int, prompt: int, count: int, device: torch.device) -> Tensor:
+    """Return the order (B, length) int32 in which tokens see each other: the prompt's at once, then one by one."""
+    order = (torch.arange(length, device=device) - (prompt - 1)).clamp_(min=0).to(torch.int32)
+    return order.expand(count, -1)
 
 
 def _start_id(model: LanguageModel) -> int:

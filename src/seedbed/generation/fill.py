@@ -30,15 +30,18 @@ def fill_mask(
     *,
     top_k: int = 5,
     token_type_ids: Sequence[int] | None = None,
+    is_shifted: bool = False,
 ) -> list[list[Filling]]:
     """Return the most probable tokens for masked places of one row.
 
     Args:
-        model: an encoder with a head.
+        model: an encoder with a head, or a shifted model.
         ids: the row, with mask tokens in it.
         at: the places to fill; each is judged with all of them masked.
         top_k: candidates per place.
         token_type_ids: sentence marks, if any.
+        is_shifted: the model predicts a token from the place before it (masked next-token prediction); it reads both sides,
+            though it may be a decoder.
 
     Returns:
         For each place its candidates, most probable first.
@@ -48,7 +51,7 @@ def fill_mask(
         DataError: no place, a place outside the row, or a row longer than the model reads.
     """
     config = model.config
-    if config.stack != "encoder":
+    if config.stack != "encoder" and not is_shifted:
         raise IncompatibleError(
             f"a model of family {config.family!r} only sees what comes before a place it writes.",
             hint="use generate",
@@ -64,7 +67,12 @@ def fill_mask(
     device = model.trunk.embedding.token.weight.device
     types = torch.tensor([token_type_ids], device=device) if token_type_ids is not None else None
     batch = Batch(input_ids=torch.tensor([ids], device=device), token_type_ids=types)
-    hidden = model.trunk(batch, at=torch.tensor(at, device=device))
+    if is_shifted and 0 in at:
+        raise DataError(
+            "nothing stands before the first place of the row.", hint="frame the row as in training"
+        )
+    places = torch.tensor(at, device=device) - int(is_shifted)
+    hidden = model.trunk(batch, at=places)
     probabilities = model.logits(hidden.last).float().softmax(-1)
     best = probabilities.topk(min(top_k, config.vocab_size), dim=-1)
     return [

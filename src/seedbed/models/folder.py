@@ -5,16 +5,29 @@ The tokenizer's files beside the weights are `tokenizer/`'s.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from seedbed.errors import DataError
+from seedbed.artifact import write_json
+from seedbed.errors import DataError, IntegrityError, disk_errors
 from seedbed.models import MODELS
 from seedbed.models.config import TransformerConfig
 from seedbed.models.huggingface import expressed, read_huggingface, write_huggingface
 from seedbed.models.language_model import LanguageModel
 
-__all__ = ["CONFIG_FILES", "ModelForm", "holds_model", "read_model", "settle_form", "write_model"]
+__all__ = [
+    "CONFIG_FILES",
+    "ModelForm",
+    "holds_model",
+    "read_model",
+    "read_objectives",
+    "settle_form",
+    "write_model",
+]
+
+_TRAINING = "training.json"
 
 ModelForm = Literal["huggingface", "seedbed"]
 
@@ -38,8 +51,10 @@ def settle_form(config: TransformerConfig, wanted: Literal["auto", "huggingface"
     return "huggingface"
 
 
-def write_model(model: LanguageModel, folder: Path, *, form: ModelForm) -> None:
-    """Write weights and description in one form.
+def write_model(
+    model: LanguageModel, folder: Path, *, form: ModelForm, objectives: Sequence[str] = ()
+) -> None:
+    """Write weights and description in one form, and `training.json`: what the model was trained to do.
 
     Raises:
         IncompatibleError: Hugging Face's form cannot express the model.
@@ -49,6 +64,25 @@ def write_model(model: LanguageModel, folder: Path, *, form: ModelForm) -> None:
         write_huggingface(model, folder)
     else:
         model.save(folder)
+    if objectives:
+        with disk_errors(folder, doing="writing"):
+            write_json(folder / _TRAINING, {"format": 1, "objectives": list(objectives)})
+
+
+def read_objectives(folder: Path) -> tuple[str, ...]:
+    """Return the objectives a model folder says it was trained by; empty for folders of other origin.
+
+    Raises:
+        IntegrityError: the file that says so is damaged.
+    """
+    path = folder / _TRAINING
+    if not path.is_file():
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["objectives"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is damaged ({error}).", hint="copy the folder again") from error
+    return tuple(map(str, found))
 
 
 def holds_model(folder: Path) -> bool:
