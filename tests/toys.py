@@ -47,12 +47,14 @@ class ToySplit:
         for _ in range(num_documents):
             starts.append(len(ids))
             first_of_document = True
-            for _ in range(int(random.integers(5, 40))):
+            for number in range(int(random.integers(5, 40))):
                 size = int(random.choice([1, 1, 1, 2, 3, 4]))
                 first = int(random.integers(5, vocab_size))
                 for piece in range(size):
                     ids.append(5 + (first - 5 + 7 * piece) % (vocab_size - 5))
                     mark = WORD if piece == 0 else 0
+                    if piece == 0 and number % 4 == 0:  # sentences of four words
+                        mark |= SENTENCE
                     if first_of_document:
                         mark |= DOCUMENT | SENTENCE
                         first_of_document = False

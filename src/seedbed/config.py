@@ -240,18 +240,17 @@ def _kinds_at(kind: type[BaseModel], location: Sequence[str]) -> tuple[list[type
     kinds: list[type[BaseModel]] = [kind]
     path: list[str] = []
     for part in location:
-        nested = [
-            member
-            for k in kinds
-            if part in k.model_fields
-            for member in _members(k.model_fields[part].annotation)
-        ]
-        if any(part in k.model_fields for k in kinds):
-            path.append(part)
-            kinds = nested
-            continue
+        # Where a union is open its tag comes next, also where a field of one of its members has that very name.
         tagged = [k for k in kinds if "name" in k.model_fields and k.model_fields["name"].default == part]
-        if tagged:
+        if tagged and len(kinds) > 1:
+            kinds = tagged
+            continue
+        if any(part in k.model_fields for k in kinds):
+            kinds = [
+                m for k in kinds if part in k.model_fields for m in _members(k.model_fields[part].annotation)
+            ]
+            path.append(part)
+        elif tagged:
             kinds = tagged
         else:
             path.append(part)

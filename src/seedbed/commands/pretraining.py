@@ -289,6 +289,7 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
         split="train",
         document_order_key=seed if recipe.data.reorder_documents else None,
         tokenizer=prepared.tokenizer,
+        seed=seed,
     )
     entries = []
     for number, (section, objective) in enumerate(zip(sections, objectives, strict=True)):
@@ -363,7 +364,7 @@ def _validation(
 
 def _samples(setting: _Setting, prepared: Prepared) -> list[dict[str, Any]]:
     """Return samples of the model, where an objective trains a head that speaks."""
-    if all(entry.objective.config.speaks == "nothing" for entry in setting.entries):
+    if all(entry.objective.speaks == "nothing" for entry in setting.entries):
         return []
     return take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
 

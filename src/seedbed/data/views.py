@@ -32,7 +32,7 @@ class Rows:
     Attributes:
         ids: (B, L) int64 token ids, 0 past the end of a short row.
         marks: (B, L) uint8 marks of `data/store.py`, 0 past the end.
-        lengths: (B,) int64 number of real tokens; less than L only in the last row of a split.
+        lengths: (B,) int64 number of real tokens; of windows, less than L only in the last row of a split.
         row_ids: (B,) int64 row numbers, unique within the view.
         epochs: (B,) int64.
         is_full: every row has L tokens; a plain bool, so that the usual case needs no look at data.
@@ -90,12 +90,14 @@ class RowSource:
         split: "train" or "validation", for views that read files of their own.
         document_order_key: string documents together in another order each epoch, keyed by this; None: as they lie.
         tokenizer: for views that read text of their own (labelled examples); None where there is none.
+        seed: keys what a view draws itself (how a pair is cut).
     """
 
     tokens: TokenStream
     split: str = "train"
     document_order_key: int | None = None
     tokenizer: Tokenizer | None = None
+    seed: int = 0
 
 
 class WindowView:

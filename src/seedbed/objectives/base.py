@@ -194,6 +194,11 @@ class Objective(ABC):
         self.is_segmented = is_segmented
 
     @property
+    def speaks(self) -> Literal["fill_mask", "generate", "nothing"]:
+        """Return how the trained model answers in samples; see `ObjectiveConfig.speaks`."""
+        return self.config.speaks
+
+    @property
     @abstractmethod
     def raw_row_length(self) -> int:
         """Tokens of the store in a row, before special tokens are added."""
