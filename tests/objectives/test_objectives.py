@@ -9,10 +9,7 @@ from seedbed.data.views import RowReader, RowSource
 from seedbed.models import MODELS
 from seedbed.objectives import OBJECTIVES
 from seedbed.recipe import DEFAULT_MODELS
-<<<<<<< HEAD
 from toy_tasks import ToyTokenizer, toy_section
-=======
->>>>>>> ff4da47 (Judge pairs of sentences: next sentence, sentence order, alone or with masked LM)
 from toys import RESERVED, ToySplit, toy_model
 
 LENGTH = 16
@@ -27,11 +24,7 @@ def build(tmp_path):
 
 
 def batch_of(objective, start, count):
-<<<<<<< HEAD
     view = objective.make_view(RowSource(ToySplit(), tokenizer=ToyTokenizer()))
-=======
-    view = objective.make_view(RowSource(ToySplit()))
->>>>>>> ff4da47 (Judge pairs of sentences: next sentence, sentence order, alone or with masked LM)
     return objective.make_batch(*RowReader(view, name=objective.view, seed=0).read(start, count))
 
 
