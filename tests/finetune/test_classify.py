@@ -13,8 +13,8 @@ import transformers
 
 from seedbed.artifact import open_verified
 from seedbed.cli import main
-from seedbed.config import validate
-from seedbed.errors import IncompatibleError
+from seedbed.config import commented_yaml, load_config, validate
+from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.finetune.classify import FinetuneStopped, baselines, finetune
 from seedbed.finetune.config import FinetuneConfig
 from seedbed.models import MODELS
@@ -76,10 +76,10 @@ def config(files, **changes):
     task = {"name": "mood", **{s: [str(files / f"{s}.tsv")] for s in ("train", "dev", "test")}}
     values = {
         "task": {**task, **changes.pop("task", {})},
-        "epochs": 6,
+        "epochs": 8,
         "batch_rows": 16,
         "max_length": 16,
-        "optim": {"learning_rate": 1e-2, "schedule": {"name": "linear", "min_warmup_steps": 0}},
+        "learning_rate": 2e-2,
         "runtime": {"threads": 1, "precision": "float32"},
         **changes,
     }
@@ -119,7 +119,7 @@ def test_the_result_says_all(reference, files):
         assert [line["line"] for line in lines] == list(range(2, 42))
         right = sum(line["label"] == line["predicted"] for line in lines)
         assert right / 40 == result["seeds"][0][split]["accuracy"]
-    assert [seed["steps"] for seed in result["seeds"]] == [36, 36]
+    assert [seed["steps"] for seed in result["seeds"]] == [48, 48]
     assert result["own_form_because"] == ""
     assert result["cut"]["train"]["examples"] == 0
 
@@ -150,7 +150,7 @@ def test_the_same_again_is_the_same_bit_for_bit(reference, files, bert, tmp_path
 
 
 def test_stopping_and_going_on_changes_nothing(reference, files, bert, tmp_path):
-    asked = iter([False] * 7 + [True] + [False] * 40 + [True] + [False] * 1000)
+    asked = iter([False] * 7 + [True] + [False] * 52 + [True] + [False] * 1000)
     stops = []
     while True:
         try:
@@ -204,8 +204,9 @@ def test_regression(files, bert, tmp_path):
 
 
 def test_patience_stops_early(files, bert, tmp_path):
-    rate = {"learning_rate": 1e-12}
-    result = finetune(config(files, optim=rate, patience=2, hidden_dropout=0.0, dropout=0.0), bert, tmp_path)
+    result = finetune(
+        config(files, learning_rate=1e-12, patience=2, hidden_dropout=0.0, dropout=0.0), bert, tmp_path
+    )
     assert result["seeds"][0]["stopped_early"]
     assert result["seeds"][0]["best_step"] == 3
     assert result["seeds"][0]["steps"] == 9
@@ -221,7 +222,7 @@ def test_cut_texts_are_reported_and_part_of_the_examples_may_be_used(files, bert
 
 def test_other_settings_in_the_same_folder_are_refused(reference, files, bert):
     run, _ = reference
-    with pytest.raises(IncompatibleError, match=r"epochs 6.0 -> 1.0"):
+    with pytest.raises(IncompatibleError, match=r"epochs 8.0 -> 1.0"):
         finetune(config(files, seeds=2, epochs=1), bert, run)
 
 
@@ -238,6 +239,27 @@ def test_the_baseline_is_the_training_majority(files):
     task = read_task(config(files, task={"dev": [str(files / "train.tsv")]}).task)
     counts = task.label_counts("train")
     assert baselines(task, "dev") == {"accuracy": max(counts.values()) / sum(counts.values())}
+
+
+def test_the_optimizer_has_berts_recipe_unless_told_otherwise():
+    plain = FinetuneConfig()
+    assert (plain.optim.weight_decay, plain.optim.beta2, plain.optim.schedule.name) == (0.01, 0.999, "linear")
+    changed = validate(FinetuneConfig, {"optim": {"weight_decay": 0.0}}, place="test").optim
+    assert changed == plain.optim.updated(weight_decay=0.0), (
+        "one key does not bring back the others' defaults"
+    )
+    other = validate(FinetuneConfig, {"optim": {"schedule": {"name": "cosine"}}}, place="test")
+    assert other.optim.schedule.warmup_fraction == 0.02
+    assert plain.optimizer(256).learning_rate == pytest.approx(4e-4)
+    assert 2e-5 < plain.optimizer(768).learning_rate < 5e-5
+    with pytest.raises(ConfigError, match="set learning_rate, not optim"):
+        validate(FinetuneConfig, {"optim": {"learning_rate": 1e-5}}, place="test")
+
+
+def test_the_configuration_reads_back(tmp_path):
+    config = validate(FinetuneConfig, {"optim": {"name": "sgd"}, "learning_rate": 0.1}, place="test")
+    (tmp_path / "f.yaml").write_text(commented_yaml(config))
+    assert load_config(FinetuneConfig, tmp_path / "f.yaml") == config
 
 
 # --- through the command line ---------------------------------------------------------------------------------------

@@ -276,7 +276,8 @@ def _one_seed(
     objective, learner = _learner(ground, seed, wrap)
     training = learner.objectives[0]
     device, dtype = config.runtime.torch_device(), config.runtime.compute_dtype()
-    state = TrainingState(learner, config.optim.build(learner.parts.named_parameters()))
+    optim = config.optimizer(ground.model.config.hidden_size)
+    state = TrainingState(learner, optim.build(learner.parts.named_parameters()))
     view = objective.view_of(data.splits["train"], ground.tokenizer)
     reader = ExampleReader(view, name=objective.view, seed=seed, batch_rows=config.batch_rows)
     num_windows = max(1, math.ceil(config.epochs * view.num_rows / config.batch_rows))
@@ -303,9 +304,9 @@ def _one_seed(
             micro_batches,
             objectives=[training],
             progress=window / num_windows,
-            learning_rate=config.optim.rate(window, num_windows, state.history),
+            learning_rate=optim.rate(window, num_windows, state.history),
             settings=config.optim.settings(window, num_windows, state.history),
-            max_grad_norm=config.optim.max_grad_norm,
+            max_grad_norm=optim.max_grad_norm,
             dropout_key=fold(key_from(seed, "dropout"), window).to(device),
             compute_dtype=dtype,
             perturbation=perturbation,
@@ -336,7 +337,7 @@ def _one_seed(
         run_window,
         num_windows=num_windows,
         tokens_per_window=config.batch_rows * objective.row_length,
-        learning_rate=lambda window: config.optim.rate(window, num_windows, state.history),
+        learning_rate=lambda window: optim.rate(window, num_windows, state.history),
         hooks=hooks,
         is_interrupted=is_interrupted,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seedbed.config import Config, one_of
 from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
-from seedbed.optim.schedule import LinearConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tasks import TaskConfig
 
@@ -20,10 +20,8 @@ else:
 __all__ = ["FinetuneConfig"]
 
 
-def _optim() -> AdamWConfig:
-    """BERT's recipe: AdamW, a tenth of the steps to warm up, then linearly to zero."""
-    schedule = LinearConfig(warmup_fraction=0.1, min_warmup_steps=0)
-    return AdamWConfig(learning_rate=1e-4, weight_decay=0.01, beta2=0.999, schedule=schedule)
+_OPTIM: dict[str, Any] = {"weight_decay": 0.01, "schedule": {"warmup_fraction": 0.1, "min_warmup_steps": 0}}
+"""BERT's recipe where a fine-tune says nothing else: a tenth of the steps to warm up, then linearly to zero."""
 
 
 class FinetuneConfig(Config):
@@ -76,10 +74,42 @@ class FinetuneConfig(Config):
     checkpoint_minutes: float = Field(
         5.0, gt=0.0, description="Minutes between checkpoints; changes no result."
     )
+    learning_rate: float | None = Field(
+        None,
+        gt=0.0,
+        description="Peak rate; stands in for optim.learning_rate. null: 4e-4 (256 / width)^2, which is 4e-4 at 256 (measured,"
+        " docs/finetuning.md) and 4.4e-5 at 768, within the 2e-5 to 5e-5 of BERT.",
+    )
     optim: OptimSection = Field(
-        default_factory=_optim,
-        description="How weights are updated. 1e-4 suits models of 10 to 40 M parameters; base sizes want 2e-5 to 5e-5.",
+        default_factory=AdamWConfig, description="How weights are updated, at the rate above."
     )
     runtime: RuntimeConfig = Field(
         default_factory=RuntimeConfig, description="On which machine; changes no result."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_optim(cls, data: Any) -> Any:
+        """Fill in BERT's recipe where the optimizer's section does not say otherwise."""
+        if not isinstance(data, Mapping):
+            return data
+        given = data.get("optim", {})
+        if not isinstance(given, Mapping):
+            return data
+        schedule = given.get("schedule", {})
+        if isinstance(schedule, Mapping):
+            linear = {"name": "linear", **_OPTIM["schedule"]}
+            schedule = {**linear, **schedule} if schedule.get("name", "linear") == "linear" else schedule
+        adamw = {"beta2": 0.999} if given.get("name", "adamw") == "adamw" else {}
+        filled = {**adamw, "weight_decay": _OPTIM["weight_decay"], **given, "schedule": schedule}
+        return {**data, "optim": filled}
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> FinetuneConfig:
+        if self.optim.learning_rate != type(self.optim).model_fields["learning_rate"].default:
+            raise ValueError("set learning_rate, not optim.learning_rate")
+        return self
+
+    def optimizer(self, width: int) -> OptimizerConfig:
+        """Return the optimizer's section with the peak rate for a model so wide."""
+        return self.optim.updated(learning_rate=self.learning_rate or 4e-4 * (256 / width) ** 2)
