@@ -15,6 +15,7 @@ VOCAB = 50
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "alibi_encoder": ("modernbert", {"positions": "alibi", "local_window": 40, "global_every_n": 2}),
     "alibi_decoder": ("llama", {"positions": "alibi", "num_kv_heads": 2}),
+    "native_many": ("native_encoder", {"attention_gate": True, "inner_norm": True, "is_gated": True}),
     "sinusoidal_encoder": ("bert", {"positions": "sinusoidal", "embedding_scale": 3.0}),
     "relative_encoder": ("bert", {"positions": "relative", "head_scale": 0.5}),
     "relative_decoder": (

@@ -96,6 +96,28 @@ def test_scalars_weigh_the_stream_and_its_start() -> None:
     torch.testing.assert_close(x, captured["hidden.3"])
 
 
+def test_the_query_stream_has_the_same_weights_on_its_way() -> None:
+    model = small_model("native_encoder", query_stream=True)
+    order = torch.arange(9, dtype=torch.int32).expand(2, -1)
+    at = torch.tensor([[1, 5], [7, 2]])
+    with torch.no_grad():
+        for layer in model.trunk.layers:
+            layer.attention.output.weight.zero_()
+            layer.feed_forward.output.weight.zero_()
+        query = model.trunk(Batch(random_ids(2, 9), attention="order", attend_order=order, query_at=at)).query
+        # Normed at the end, so only its direction tells: a start that is scaled up to -1 or 1 times itself.
+        x = start = model.trunk.embedding.embed_query(at)
+        layers = list(model.trunk.layers)
+        layers[2].shortcut_scalar.fill_(-10.0)
+        turned = model.trunk(
+            Batch(random_ids(2, 9), attention="order", attend_order=order, query_at=at)
+        ).query
+        for index, layer in enumerate(layers):
+            x = x * layer.residual_scalar + (layer.shortcut_scalar * start if index else 0)
+    torch.testing.assert_close(turned, F.rms_norm(x, (32,)))
+    torch.testing.assert_close(turned, -query)
+
+
 def test_values_are_mixed_with_the_first_layers() -> None:
     model = small_model("native_encoder")
     batch = Batch(random_ids(2, 9))

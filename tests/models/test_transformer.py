@@ -546,3 +546,17 @@ def test_factorised_embeddings_drop_before_they_are_projected() -> None:
     hidden = model.trunk(Batch(random_ids(2, 9)), dropout_key=torch.tensor(1), capture=["hidden.0"])
     assert hidden.captured["hidden.0"].shape == (2, 9, 32)
     assert (hidden.captured["hidden.0"] != 0).all()
+
+
+def test_a_query_feels_how_far_away_things_are() -> None:
+    """Two queries that see the same tokens: only the distance tells their places apart."""
+    model = small_model("alibi_decoder", query_stream=True)
+    # Seen on both sides: with all on one side a step away shifts every score by as much, which no softmax feels.
+    order = torch.tensor([[0, 0, 0] + [1] * 8 + [0]], dtype=torch.int32)
+    batch = Batch(
+        random_ids(1, 12), attention="order", attend_order=order, query_at=torch.tensor([[5, 9, 10]])
+    )
+    query = model.trunk(batch).query
+    assert not torch.allclose(query[0, 0], query[0, 1], atol=1e-3)
+    blind = small_model("alibi_decoder", query_stream=True, positions="none").trunk(batch).query
+    torch.testing.assert_close(blind[0, 0], blind[0, 2])
