@@ -92,7 +92,9 @@ def test_local_layers_keep_their_waves() -> None:
         assert all(torch.equal(a[key], b[key]) for key in local)
 
 
-@pytest.mark.parametrize("name", ["alibi_encoder", "alibi_decoder", "sinusoidal_encoder", "xlnet"])
+@pytest.mark.parametrize(
+    "name", ["alibi_encoder", "alibi_decoder", "sinusoidal_encoder", "xlnet", "deberta_v2"]
+)
 def test_some_schemes_reach_any_length_as_they_are(name: str) -> None:
     model = small_model(name, max_length=20)
     longer = extend_positions(model, 300)

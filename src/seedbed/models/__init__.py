@@ -21,7 +21,7 @@ from seedbed.models.roberta import RobertaConfig
 from seedbed.models.t5 import T5Config
 from seedbed.models.xlnet import XLNetConfig
 
-__all__ = ["MODELS", "PRESETS", "FamilyConfig", "TransformerConfig"]
+__all__ = ["MODELS", "PRESETS", "FamilyConfig", "TransformerConfig", "family_of"]
 
 MODELS: dict[str, type[FamilyConfig]] = {
     "albert": AlbertConfig,
@@ -39,3 +39,11 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "native_decoder": NativeDecoderConfig,
     "native_encoder": NativeEncoderConfig,
 }
+
+
+def family_of(model_type: object) -> type[FamilyConfig] | None:
+    """Return the family whose Hugging Face folders have this `model_type`, or None."""
+    for name, family in MODELS.items():
+        if model_type == (family.model_type or name) and not family.native_reason:
+            return family
+    return None

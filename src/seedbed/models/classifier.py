@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
-from seedbed.models import MODELS
+from seedbed.models import MODELS, family_of
 from seedbed.models.config import TransformerConfig
 from seedbed.models.heads import MaskedLMHead
 from seedbed.models.huggingface import (
@@ -136,7 +136,7 @@ class Classifier:
 def read_pretrained(folder: Path) -> tuple[LanguageModel, dict[str, Tensor]]:
     """Open a model folder for fine-tuning: the model, and its pretrained pooler ("weight", "bias"), empty where it has none."""
     data = _read(folder / "config.json")
-    family = MODELS.get(data.get("model_type", ""))
+    family = family_of(data.get("model_type"))
     form = None if family is None else family.classifier
     if form is None or not form.dense or form.activation == "head":
         model, _ = read_huggingface(folder)
@@ -196,7 +196,7 @@ def read_classifier(folder: Path) -> Classifier:
         tensors = load_tensors(folder / _OWN_WEIGHTS)
     else:
         data = _read(folder / "config.json")
-        family = MODELS.get(data.get("model_type", ""))
+        family = family_of(data.get("model_type"))
         form = None if family is None else family.classifier
         if form is None or data.get("architectures") != [form.architecture]:
             raise DataError(

@@ -11,6 +11,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.models.config import TransformerConfig
 from seedbed.models.presets import FamilyConfig
 from seedbed.models.translate import (
+    ClassifierForm,
     Weight,
     read_activation,
     read_special_ids,
@@ -56,6 +57,14 @@ class DebertaV2Config(FamilyConfig):
         r"pooler\.dense\.(weight|bias)": "the pooler; hidden states do not pass it",
     }
 
+    classifier: ClassVar[ClassifierForm | None] = ClassifierForm(
+        "DebertaV2ForSequenceClassification",
+        ("first",),
+        output="classifier",
+        dense="pooler.dense",
+        activation="gelu",
+    )
+
     name: Literal["deberta_v2"] = Field(
         "deberta_v2", description="DeBERTa-v2 and v3: disentangled attention, post-norm."
     )
@@ -82,7 +91,8 @@ class DebertaV2Config(FamilyConfig):
             type_vocab_size=self.type_vocab_size,
             positions="learned" if self.position_biased_input else "none",
             position_buckets=self.position_buckets,
-            max_distance=self.max_length,
+            # As v3 has it at 512; so rows may be made longer later, whatever they were trained at.
+            max_distance=max(self.max_length, 2 * self.position_buckets),
             content_to_position=True,
             position_to_content=True,
             share_position_projections=self.share_position_projections,

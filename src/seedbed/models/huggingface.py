@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
-from seedbed.models import MODELS
+from seedbed.models import MODELS, family_of
 from seedbed.models.config import TransformerConfig
 from seedbed.models.extra_heads import read_extra_heads, write_extra_heads
 from seedbed.models.heads import make_head
@@ -68,9 +68,9 @@ def read_huggingface_apart(
     """
     data = _read_json(folder / "config.json")
     kind = data.get("model_type")
-    known = {each.model_type or name: each for name, each in MODELS.items() if not each.native_reason}
-    family = known.get(str(kind))
+    family = family_of(kind)
     if family is None:
+        known = [each.model_type or name for name, each in MODELS.items() if not each.native_reason]
         raise IncompatibleError(
             f"{folder} holds a model of type {kind!r}.", hint=f"families known here: {', '.join(known)}"
         )
