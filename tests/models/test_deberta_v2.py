@@ -83,7 +83,7 @@ def test_distances_matter_and_absolute_places_do_not() -> None:
     ids = random_ids(1, 12)
     plain = model(Batch(ids)).last
     with torch.no_grad():
-        model.trunk.distance.weight.zero_()
+        model.trunk.distance_embedding.weight.zero_()
     assert not torch.allclose(model(Batch(ids)).last, plain, atol=1e-2)
     # Without distances the row is a bag: its tokens in another order give the same vectors in that order.
     torch.testing.assert_close(model(Batch(ids.flip(1))).last.flip(1), model(Batch(ids)).last)

@@ -206,7 +206,7 @@ class DebertaV2Config(FamilyConfig):
             ),
             ("embedding.norm.weight", "embeddings.LayerNorm.weight", True),
             ("embedding.norm.bias", "embeddings.LayerNorm.bias", True),
-            ("distance.weight", "encoder.rel_embeddings.weight", True),
+            ("distance_embedding.weight", "encoder.rel_embeddings.weight", True),
             ("distance_norm.weight", "encoder.LayerNorm.weight", config.distance_norm),
             ("distance_norm.bias", "encoder.LayerNorm.bias", config.distance_norm),
         ):

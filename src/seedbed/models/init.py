@@ -85,7 +85,7 @@ def _init_stack(trunk: Transformer, draw: _Draw) -> None:
     if trunk.relative is not None:
         draw.table(trunk.relative.weight)
     if isinstance(trunk, DisentangledTransformer):
-        draw.table(trunk.distance.weight)
+        draw.table(trunk.distance_embedding.weight)
     for layer in trunk.layers:
         assert isinstance(layer, Layer)
         draw.matrix(layer.attention.qkv.weight, rows=[heads_, groups, groups])

@@ -101,7 +101,7 @@ class DisentangledTransformer(Transformer):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.distance = nn.Embedding(2 * self._span, config.hidden_size)
+        self.distance_embedding = nn.Embedding(2 * self._span, config.hidden_size)
         self.distance_norm = make_norm(config) if config.distance_norm else None
 
     @property
@@ -134,7 +134,7 @@ class DisentangledTransformer(Transformer):
         key_rows = self._rows(-torch.arange(length, -total, -1))
         first = int(torch.minimum(query_rows.min(), key_rows.min()))
         last = int(torch.maximum(query_rows.max(), key_rows.max()))
-        table = self.distance.weight[first : last + 1]
+        table = self.distance_embedding.weight[first : last + 1]
         query_index = key_index = None
         if (at := batch.query_at) is not None:
             places = torch.arange(total, device=device)

@@ -40,7 +40,7 @@ def test_probabilities_are_those_of_the_formula(terms: tuple[bool, bool], shared
     captured = model.trunk(batch, capture=names).captured
     q, k, found = (captured[name][0] for name in names)  # (H, T, K), (H, T, T)
     attention, trunk = model.trunk.layers[0].attention, model.trunk
-    table = trunk.distance_norm(trunk.distance.weight)
+    table = trunk.distance_norm(trunk.distance_embedding.weight)
 
     def project(own: torch.nn.Linear | None, part: int) -> Tensor:
         weight, bias = attention.qkv.weight.split(32)[part], attention.qkv.bias.split(32)[part]
