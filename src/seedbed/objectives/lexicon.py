@@ -23,7 +23,7 @@ from seedbed.artifact import digest_of, file_digest
 from seedbed.data.store import SPECIAL, WORD
 from seedbed.data.views import TokenStream
 from seedbed.errors import DataError, IncompatibleError, IntegrityError
-from seedbed.models.huggingface import read_huggingface
+from seedbed.models.folder import read_model
 from seedbed.objectives.base import Vocabulary
 from seedbed.tokenizer.chinese import HAN
 
@@ -284,7 +284,7 @@ class SimilarTokens:
     @classmethod
     def read(cls, folder: str, vocabulary: Vocabulary, *, num_neighbours: int) -> SimilarTokens:
         """Read the token embeddings of a model folder, whose tokenizer must be the run's."""
-        model, _ = read_huggingface(Path(folder).expanduser())
+        model, _ = read_model(Path(folder).expanduser())
         return cls(model.trunk.embedding.token.weight.detach(), vocabulary, num_neighbours=num_neighbours)
 
     def replace(self, ids: Tensor, first: Tensor, chosen: Tensor, draw: Tensor, fallback: Tensor) -> Tensor:
