@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import seedbed
 from seedbed.cli import main
@@ -50,7 +51,6 @@ def test_the_demo_leaves_what_it_promises(language, tmp_path, capsys):
 
 def test_transformers_opens_the_model_and_agrees(tmp_path):
     """The folder opens without a conversion script, with our logits to 1e-4 and our token ids."""
-    import torch
     import transformers
 
     run = tmp_path / "run"
@@ -73,7 +73,6 @@ def test_transformers_opens_the_model_and_agrees(tmp_path):
 
 
 def test_causal_runs_generate_and_transformers_agrees(tmp_path, capsys):
-    import torch
     import transformers
 
     run = tmp_path / "causal"
@@ -92,6 +91,35 @@ def test_causal_runs_generate_and_transformers_agrees(tmp_path, capsys):
     assert tokenizer.decode(out[0], skip_special_tokens=True) == text
     capsys.readouterr()
     assert main(["generate", str(run), "Alice was", "--temperature", "0", "--max-new-tokens", "8"]) == 0
+    assert capsys.readouterr().out.strip() == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("objective", "family"),
+    [("span_corruption", "t5"), pytest.param("denoising", "bart", marks=pytest.mark.slow)],
+)
+def test_encoder_decoder_runs_write_what_transformers_writes(tmp_path, capsys, objective, family):
+    import transformers
+
+    run = tmp_path / family
+    sections = [f"objective.name={objective}", f"model.name={family}"]
+    assert main(["demo", "--run", str(run), "--json", *sections, *SMALL]) == 0
+    ours = seedbed.load(run)
+    sentinel = "[MASK]" if family == "bart" else "[unused0]"
+    prompt = f"Alice was {sentinel} to get very tired."
+    text = ours.generate(prompt, max_new_tokens=8, temperature=0.0)
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(run / "model", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    assert encoded["input_ids"][0].tolist() == ours._framed(ours.tokenizer.encode(prompt, allow_special=True))
+    out = theirs.generate(**encoded, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert out[0] == ours.model.config.special_ids["decoder_start"]
+    frame = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id}
+    assert ours.tokenizer.decode([i for i in out if i not in frame], skip_special=False) == text
+    samples = json.loads((run / "pretrain" / "samples.json").read_text())["after"]
+    assert all(sentinel in sample["text"] and "continuation" in sample for sample in samples)
+    capsys.readouterr()
+    assert main(["generate", str(run), prompt, "--temperature", "0", "--max-new-tokens", "8"]) == 0
     assert capsys.readouterr().out.strip() == text.strip()
 
 

@@ -10,7 +10,7 @@ from seedbed.batch import Batch
 from seedbed.models import MODELS, TransformerConfig
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.layers.norm import Norm
-from small_models import ONE_STACK
+from small_models import ONE_STACK, TWO_STACKS
 
 D, F, L = 256, 512, 3
 
@@ -124,3 +124,49 @@ def test_the_token_embedding_may_have_a_spread_of_its_own() -> None:
     model = build_model(described("llama", None, embedding_std=0.003), seed=0)
     assert float(parts(model)["token"].std()) == pytest.approx(0.003, rel=0.03)
     assert float(parts(model)["q"].std()) == pytest.approx(STD, rel=0.03)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_t5_begins_as_its_paper_does(is_tied: bool) -> None:
+    """Queries begin smaller by sqrt(K), since nothing scales the scores; embeddings are N(0, 1)."""
+    section = MODELS["t5"].model_validate(
+        {"num_layers": 2, "hidden_size": D, "ffn_size": F, "tie_embeddings": is_tied}
+    )
+    model = build_model(section.build(vocab_size=1000), seed=0)
+    head_dim = model.config.head_dim
+    expected = {
+        "encoder.embedding.token.weight": 1.0,
+        "relative.weight": D**-0.5,
+        "cross_attention.query.weight": (D * head_dim) ** -0.5,
+        "cross_attention.key_value.weight": D**-0.5,
+        "cross_attention.output.weight": D**-0.5,
+        "attention.output.weight": D**-0.5,
+        "feed_forward.input.weight": D**-0.5,
+        "feed_forward.output.weight": F**-0.5,
+        "head.weight": D**-0.5,
+    }
+    for key, parameter in model.named_parameters():
+        if key.endswith("attention.qkv.weight"):
+            queries, keys, values = parameter.detach().split(D)
+            assert float(queries.std()) == pytest.approx((D * head_dim) ** -0.5, rel=0.03)
+            assert float(keys.std()) == pytest.approx(D**-0.5, rel=0.03)
+            assert float(values.std()) == pytest.approx(D**-0.5, rel=0.03)
+        elif "norm" not in key:
+            (std,) = [value for end, value in expected.items() if key.endswith(end)][-1:]
+            tolerance = 0.2 if "relative" in key else 0.03
+            assert float(parameter.detach().std()) == pytest.approx(std, rel=tolerance), key
+
+
+@pytest.mark.parametrize("name", TWO_STACKS)
+def test_a_new_encoder_decoder_is_about_as_uncertain_as_the_uniform_one(name: str) -> None:
+    section = MODELS[name].model_validate({"preset": "tiny"})
+    models = [build_model(section.build(vocab_size=1000), seed=seed) for seed in (0, 0, 1)]
+    ids, decoder_ids, targets = torch.randint(0, 1000, (3, 4, 64))
+    hidden = models[0](Batch(ids, decoder_input_ids=decoder_ids))
+    logits = models[0].logits(hidden.last).flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, targets.flatten())
+    assert abs(float(loss.detach()) - math.log(1000)) < 0.7
+    first, second, other = (dict(model.named_parameters()) for model in models)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    same = [key for key in first if first[key].std() > 0 and torch.equal(first[key], other[key])]
+    assert same == []
