@@ -122,6 +122,23 @@ def test_the_transformers_example_says_what_we_say(trained, monkeypatch, capsys)
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(ours)
 
 
+def test_the_finetune_example(trained, tmp_path, monkeypatch, capsys):
+    lines = [f"Alice went to the {'garden' if i % 2 else 'queen'} {i}.\t{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "task.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    pairs = [
+        {"sentence_good": "Alice was tired.", "sentence_bad": "Alice were tired.", "phenomenon": "agreement"}
+    ]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pairs[0]) + "\n")
+    run = trained("demo_en")
+    capsys.readouterr()
+    arguments = (run / "model", tmp_path / "task.tsv", tmp_path / "pairs.jsonl", tmp_path / "out")
+    run_example("finetune.py", *arguments, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "'values': [" in out.splitlines()[0]
+    assert "{'agreement': {'accuracy': " in out.splitlines()[2]
+    assert (tmp_path / "out" / "finetune-mine" / "model" / "config.json").is_file()
+
+
 def test_the_artifact_example(tmp_path, monkeypatch, capsys):
     run_example("artifact.py", tmp_path, monkeypatch=monkeypatch)
     out = capsys.readouterr().out

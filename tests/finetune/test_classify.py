@@ -182,6 +182,34 @@ def test_micro_batches_change_rounding_only(files, bert, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+class Still:
+    """A perturbation that disturbs nothing."""
+
+    num_passes = 1
+
+    def delta(self, index, batch, previous, gradient):
+        self.shape = tuple(previous.shape)
+        return torch.zeros_like(previous)
+
+    def weight(self, index):
+        return 1.0
+
+
+def test_perturbations_and_wrapped_objectives_reach_the_step(files, bert, tmp_path):
+    plain = finetune(config(files, epochs=1), bert, tmp_path / "plain")
+    still, seen = Still(), []
+
+    def wrap(objective):
+        seen.append(objective.terms)
+        return objective
+
+    disturbed = finetune(config(files, epochs=1), bert, tmp_path / "still", perturbation=still, wrap=wrap)
+    assert still.shape[0] == 16
+    assert still.shape[2] == 32
+    assert seen
+    assert disturbed["scores"] == plain["scores"]
+
+
 @pytest.mark.parametrize("family", ["modernbert", "llama", "gpt2"])
 def test_other_families(files, tmp_path, family):
     result = finetune(config(files, epochs=8), model_folder(tmp_path / "model", family), tmp_path / "run")
