@@ -58,15 +58,12 @@ def test_shapes_and_targets_fit(build, name):
     objective = build(name)
     batch, targets = batch_of(objective, 0, 7)
     sides = [batch.input_ids] + ([batch.decoder_input_ids] if batch.decoder_input_ids is not None else [])
-    assert all(side.shape[0] == 7 for side in sides)
+    assert all(side.shape[0] % 7 == 0 for side in sides)  # some read a row in several forms
     longest = max(side.shape[1] for side in sides)
-    assert longest == LENGTH or (longest < LENGTH and objective.view == "examples")
+    assert longest == LENGTH or (longest < LENGTH and objective.view in ("examples", "sentences"))
     assert set(targets) & set(objective.terms)
     assert 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < RESERVED.vocab_size
     for term, count in objective.counts(targets).items():
-        if term not in targets:  # derived: it has a count and no targets of its own
-            assert count > 0
-            continue
         target = targets[term]
         assert len(target.at) == len(target.values)
         assert (
@@ -81,7 +78,7 @@ def test_losses_are_sums_over_targets(build, name):
     """Two halves add up to the whole: nothing is averaged inside."""
     objective = build(name)
     model = toy_model(DEFAULT_MODELS[name], vocabulary=RESERVED)
-    modules = {**objective.modules(model.trunk, model.head), **objective.frozen()}
+    modules = objective.modules(model.trunk, model.head)
     assert "trunk" in modules
 
     def losses(start, count):
@@ -90,7 +87,8 @@ def test_losses_are_sums_over_targets(build, name):
             term: value.loss.detach() for term, value in objective.losses(modules, batch, targets).items()
         }
 
-    whole, one, other = losses(0, 8), losses(0, 3), losses(3, 5)
+    cut = 3 if objective.group_rows == 1 else objective.group_rows
+    whole, one, other = losses(0, 8), losses(0, cut), losses(cut, 8 - cut)
     for term in objective.terms:
         assert float(whole[term]) > 0
         assert torch.allclose(whole[term], one[term] + other[term], rtol=1e-5)
@@ -103,7 +101,9 @@ def test_the_model_it_implies_fits_and_some_other_is_refused_with_a_hint(build, 
     objective = build(name)
     refused = []
     for family, kind in MODELS.items():
-        model = kind(preset="tiny", max_length=LENGTH).build(vocab_size=RESERVED.vocab_size)
+        model = kind(preset="tiny", max_length=LENGTH, hidden_dropout=0.1).build(
+            vocab_size=RESERVED.vocab_size
+        )
         try:
             objective.check(model)
         except IncompatibleError as error:

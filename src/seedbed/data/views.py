@@ -38,6 +38,7 @@ class Rows:
         is_full: every row has L tokens; a plain bool, so that the usual case needs no look at data.
         first_lengths: (B,) int64 tokens of the first of two texts in a row (task pairs, prompt and answer), or None.
         labels: (B,) int64 classes or float32 scores of labelled examples, or None.
+        part_lengths: (B, K) int64 tokens of each of K texts in a row (texts that are compared), or None.
     """
 
     ids: Tensor
@@ -48,6 +49,7 @@ class Rows:
     is_full: bool
     first_lengths: Tensor | None = None
     labels: Tensor | None = None
+    part_lengths: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.views import RowReader, View
+from seedbed.errors import DataError
 from seedbed.objectives.base import Objective
 
 __all__ = ["EVALUATION_SEED", "EvaluationSet", "build_evaluation_set", "score"]
@@ -52,16 +53,26 @@ def build_evaluation_set(
         objective: the objective that trains; its `for_evaluation` variant makes the targets.
         view: the rows of the validation split, in the order of the text.
         max_rows: rows to take at most, evenly spaced over the split.
-        rows_per_batch: rows of one forward pass. None: 32, or fewer where their logits would take more than 256 MiB.
+        rows_per_batch: rows of one forward pass, in whole groups. None: 32, or fewer where logits would take more than 256 MiB.
+
+    Raises:
+        DataError: the split has no whole group of rows.
     """
     fixed = objective.for_evaluation()
     reader = RowReader(view, name="evaluation", seed=EVALUATION_SEED, shuffle=False)
-    num_rows = min(max_rows, view.num_rows)
+    group = objective.group_rows
+    num_rows = min(max(max_rows, group), view.num_rows) // group * group
+    if not num_rows:
+        raise DataError(
+            f"the validation split has {view.num_rows} rows, fewer than a group of {group} with in-batch negatives.",
+            hint="more validation text (corpus.validation_fraction), or a smaller objective.group_rows",
+        )
     places = np.arange(num_rows, dtype=np.int64) * view.num_rows // num_rows
     if rows_per_batch is None:
         _, targets = fixed.make_batch(*reader.read_at(places[:1]))
         logits_of_row = sum(target.at.shape[0] for target in targets.values()) * fixed.vocabulary.vocab_size
         rows_per_batch = max(1, min(32, _MAX_LOGITS // logits_of_row))
+    rows_per_batch = max(group, rows_per_batch // group * group)
     batches = [
         fixed.make_batch(*reader.read_at(places[start : start + rows_per_batch]))
         for start in range(0, num_rows, rows_per_batch)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.classification import ClassificationConfig
+from seedbed.objectives.contrastive import ContrastiveConfig
 from seedbed.objectives.denoising import DenoisingConfig
-from seedbed.objectives.distillation import DistillationConfig
 from seedbed.objectives.fill_in_middle import FillInMiddleConfig
 from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
@@ -24,8 +24,8 @@ __all__ = ["OBJECTIVES", "CausalLMConfig", "MaskedLMConfig", "Objective", "Objec
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "causal_lm": CausalLMConfig,
     "classification": ClassificationConfig,
+    "contrastive": ContrastiveConfig,
     "denoising": DenoisingConfig,
-    "distillation": DistillationConfig,
     "fill_in_middle": FillInMiddleConfig,
     "masked_diffusion": MaskedDiffusionConfig,
     "masked_lm": MaskedLMConfig,

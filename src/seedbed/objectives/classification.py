@@ -26,7 +26,7 @@ from seedbed.models.classifier import ClassifierHead, form_of
 from seedbed.models.layers.dropout import Dropout
 from seedbed.models.translate import Pooling
 from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Term, Vocabulary, cross_entropy
-from seedbed.objectives.task_rows import Frame, frame_of, frame_rows
+from seedbed.objectives.task_rows import Frame, frame_of, frame_rows, mean_features
 from seedbed.tasks import Example, TaskConfig, TaskData, read_task
 from seedbed.tokenizer.tokenizer import Tokenizer
 
@@ -186,7 +186,7 @@ class Classification(Objective):
         rows = target.at // batch.input_ids.shape[1]
         options = {"dropout_key": dropout_key, "embedding_delta": embedding_delta}
         if self._pooling == "mean":
-            features = _mean(trunk(batch, **options).last, batch)[rows]
+            features = mean_features(trunk(batch, **options).last, batch)[rows]
         else:
             features = trunk(batch, **options, at=target.at).last
         features = classifier.transform(features)
@@ -243,11 +243,3 @@ def encode_examples(examples: Sequence[Example], data: TaskData, tokenizer: Toke
         labels = [index[str(example.label)] for example in examples]
     pairs = [example.text_pair or "" for example in examples] if data.config.text_pair is not None else None
     return ExampleTokens.encode(tokenizer, [example.text for example in examples], pairs, labels=labels)
-
-
-def _mean(hidden: Tensor, batch: Batch) -> Tensor:
-    """Return the mean hidden state (B, D) of each row's tokens, special ones included, padding not."""
-    if batch.segment_ids is None:
-        return hidden.mean(dim=1)
-    weight = (batch.segment_ids > 0).to(hidden.dtype)
-    return (hidden * weight[:, :, None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)

@@ -16,7 +16,7 @@ from seedbed.data.views import Rows
 from seedbed.errors import IncompatibleError
 from seedbed.objectives.base import Vocabulary
 
-__all__ = ["Frame", "frame_of", "frame_rows"]
+__all__ = ["Frame", "frame_of", "frame_rows", "mean_features"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +109,11 @@ def frame_rows(rows: Rows, frame: Frame) -> tuple[Batch, Tensor]:
         has_padding=not rows.is_full,
     )
     return batch, total
+
+
+def mean_features(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the mean hidden state (B, D) of each row's tokens, special ones included, padding not."""
+    if batch.segment_ids is None:
+        return hidden.mean(dim=1)
+    weight = (batch.segment_ids > 0).to(hidden.dtype)
+    return (hidden * weight[:, :, None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)
