@@ -18,7 +18,8 @@ from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.finetune.classify import FinetuneStopped, baselines, finetune
 from seedbed.finetune.config import FinetuneConfig
 from seedbed.models import MODELS
-from seedbed.models.huggingface import write_huggingface
+from seedbed.models.classifier import read_classifier
+from seedbed.models.folder import settle_form, write_model
 from seedbed.models.language_model import build_model
 from seedbed.objectives.base import Vocabulary
 from seedbed.tasks import read_task
@@ -38,7 +39,7 @@ def model_folder(folder, family="bert"):
     )
     ids = Vocabulary.of(tokenizer).role_ids()
     model = build_model(section.build(vocab_size=tokenizer.vocab_size, special_ids=ids), seed=3)
-    write_huggingface(model, folder)
+    write_model(model, folder, form=settle_form(model.config, "auto"))
     causal = model.config.is_causal
     tokenizer.save(
         folder, kind="decoder" if causal else "encoder", max_length=24, token_types=family == "bert"
@@ -215,6 +216,14 @@ def test_other_families(files, tmp_path, family):
     result = finetune(config(files, epochs=8), model_folder(tmp_path / "model", family), tmp_path / "run")
     assert result["own_form_because"] == ""
     assert result["scores"]["dev"]["accuracy"]["mean"] > result["baselines"]["dev"]["accuracy"]
+
+
+def test_a_model_in_our_own_form(files, tmp_path):
+    folder = model_folder(tmp_path / "model", "native_encoder")
+    assert not (folder / "config.json").exists()
+    result = finetune(config(files, epochs=1), folder, tmp_path / "run")
+    assert "native_encoder" in result["own_form_because"]
+    assert read_classifier(tmp_path / "run" / "finetune-mood" / "model").labels == ("negative", "positive")
 
 
 def test_a_choice_the_class_cannot_hold_is_saved_in_our_own_form(files, bert, tmp_path):

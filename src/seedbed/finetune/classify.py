@@ -190,11 +190,7 @@ def _prepare(
     """Read task and model; refuse what does not fit, or another fine-tune in the folder, before anything is trained."""
     data = read_task(config.task)
     data.splits["train"] = choose(data.splits["train"], config.max_train_examples)
-    if (source / "transformer.json").is_file():
-        model = LanguageModel.load(source)
-        hidden: dict[str, torch.Tensor] = {}
-    else:
-        model, hidden = read_pretrained(source)
+    model, hidden = read_pretrained(source)
     tokenizer = Tokenizer.load(source)
     folder = run / "finetune" / config.task.name
     if replace and folder.exists():

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
 from seedbed.models import MODELS, family_of
 from seedbed.models.config import TransformerConfig
+from seedbed.models.folder import CONFIG_FILES, read_model
 from seedbed.models.heads import MaskedLMHead
 from seedbed.models.huggingface import (
     expressed,
-    read_huggingface,
     read_huggingface_apart,
     write_huggingface,
 )
@@ -135,11 +135,12 @@ class Classifier:
 
 def read_pretrained(folder: Path) -> tuple[LanguageModel, dict[str, Tensor]]:
     """Open a model folder for fine-tuning: the model, and its pretrained pooler ("weight", "bias"), empty where it has none."""
-    data = _read(folder / "config.json")
-    family = family_of(data.get("model_type"))
-    form = None if family is None else family.classifier
+    form = None
+    if not (folder / CONFIG_FILES["seedbed"]).is_file():
+        family = family_of(_read(folder / "config.json").get("model_type"))
+        form = None if family is None else family.classifier
     if form is None or not form.dense or form.activation == "head":
-        model, _ = read_huggingface(folder)
+        model, _ = read_model(folder)
         return model, {}
     names = {f"{form.dense}.{kind}": kind for kind in ("weight", "bias")}
     model, _, apart = read_huggingface_apart(folder, names)
