@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from seedbed.commands.console import Console, quantity
 
 if TYPE_CHECKING:
+    import torch
+
     from seedbed.api import LoadedModel
 
 EXAMPLES = """examples:
   seedbed evaluate runs/demo-en                          the run's own validation split
   seedbed evaluate runs/demo-en --text my/*.txt --json   files of your own
-  seedbed evaluate path/to/bert-folder --text my.jsonl   any Hugging Face folder of a known family"""
+  seedbed evaluate path/to/bert-folder --text my.jsonl   any Hugging Face folder of a known family
+  seedbed evaluate runs/order --pairs                    a model of sentence pairs, on both of their tasks"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of the pseudo-log-likelihood's sample; 0: none (default 2000)",
     )
     parser.add_argument(
+        "--pairs",
+        nargs="?",
+        type=int,
+        const=1000,
+        metavar="N",
+        help="judge pairs of sentences instead, N of each kind: next sentence and sentence order (default 1000)",
+    )
+    parser.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
@@ -99,6 +110,10 @@ def run(options: argparse.Namespace) -> int:
         settings = {key: resolved["data"][key] for key in settings}
     row_length = options.row_length or min(int(settings["row_length"]), model.model.config.max_length)
     vocabulary = Vocabulary.of(model.tokenizer)
+    if options.pairs is not None:
+        return _judge_pairs(
+            options, console, model, run_folder, row_length=row_length, device=device, compute_dtype=dtype
+        )
     config = CausalLMConfig() if model.is_causal else MaskedLMConfig()
     objective = config.build(vocabulary, row_length=row_length, is_segmented=bool(settings["is_segmented"]))
     objective.check(model.model.config)
@@ -149,6 +164,69 @@ def run(options: argparse.Namespace) -> int:
     console.result(result)
     if not options.json:
         _show(console, result)
+    return 0
+
+
+def _judge_pairs(
+    options: argparse.Namespace,
+    console: Console,
+    model: LoadedModel,
+    run_folder: Path | None,
+    *,
+    row_length: int,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> int:
+    """Print how well a model judges next sentences and the order of sentences."""
+    from seedbed.corpus.pipeline import CorpusConfig, read_documents
+    from seedbed.corpus.rejects import Reject
+    from seedbed.data.memory import TextTokens
+    from seedbed.data.store import TokenStore, check_tokenizer
+    from seedbed.data.views import TokenStream
+    from seedbed.errors import ConfigError
+    from seedbed.evaluation.sentence_pairs import judge_pairs
+    from seedbed.objectives import Vocabulary
+
+    tokens: TokenStream
+    rejects: list[Reject] = []
+    if options.text:
+        corpus = CorpusConfig(text_field=options.text_field, documents=options.documents)
+        documents = read_documents(options.text, corpus, rejects=rejects)
+        tokens = TextTokens([document.text for document in documents], model.tokenizer)
+    elif run_folder is not None:
+        store = TokenStore.open(run_folder / "tokens")
+        check_tokenizer(store, model.tokenizer)
+        tokens = store.split("validation")
+    else:
+        raise ConfigError(
+            f"{options.model} is no run folder, so it has no validation split of its own.",
+            hint="name files with --text",
+        )
+    found = judge_pairs(
+        model.model,
+        tokens,
+        Vocabulary.of(model.tokenizer),
+        row_length=row_length,
+        max_rows=options.pairs,
+        device=device,
+        compute_dtype=compute_dtype,
+    )
+    rejected = [{"file": r.file, "line": r.line, "reason": r.reason} for r in rejects]
+    console.result({"model": str(model.path), "row_length": row_length, "pairs": found, "rejected": rejected})
+    if not options.json:
+        console.heading("pairs of sentences (chance 50 %)")
+        console.table(
+            [
+                [
+                    kind.replace("_", " "),
+                    f"{scores['accuracy']:.1%} +- {1.96 * scores['standard_error']:.1%}",
+                    f"{scores['loss']:.3f}",
+                    f"{scores['pairs']:,}",
+                ]
+                for kind, scores in found.items()
+            ],
+            header=["", "accuracy", "loss, nats", "pairs"],
+        )
     return 0
 
 
