@@ -1,13 +1,16 @@
+import gzip
 import logging
 
 import numpy as np
 import pytest
 import torch
 
+from seedbed.data.memory import TextTokens
 from seedbed.data.pairs import SentencePairView
 from seedbed.data.store import DOCUMENT, SENTENCE, SPECIAL, WORD
 from seedbed.data.views import RowReader
 from seedbed.errors import DataError
+from seedbed.tokenizer.tokenizer import Tokenizer
 from toys import ToySplit
 
 
@@ -199,3 +202,20 @@ def test_every_cut_comes_up():
     rows = all_rows(SentencePairView(split, length=32, kind="sentence_order", seed=0, short_rate=0.0))
     cuts = {len(other if label else one) for one, other, label in parts(rows)}
     assert cuts == {4 * n for n in range(1, 8)}
+
+
+@pytest.mark.data
+def test_lengths_do_not_tell_on_real_text(data_dir):
+    """Wikipedia in both languages: rows are filled, and a judge of lengths is at chance."""
+    for name, vocab in (("wiki-en", "google_uncased_en_vocab.txt"), ("wiki-zh", "google_zh_vocab.txt")):
+        tokenizer = Tokenizer.load(data_dir / "vocabs" / vocab)
+        with gzip.open(data_dir / name / f"{name}.txt.gz", "rt", encoding="utf-8") as file:
+            tokens = TextTokens(file.read(2_000_000).split("\n\n")[:200], tokenizer)
+        view = SentencePairView(tokens, length=125, kind="next_sentence", seed=0, short_rate=0.0)
+        assert view.passed_over <= 0.05 * (view.num_documents + view.passed_over)
+        rows = all_rows(view)
+        label = rows.labels.bool()
+        assert float(rows.lengths.float().mean()) > 0.8 * 125
+        for size in (rows.lengths, rows.first_lengths, rows.lengths - rows.first_lengths):
+            best = max(float(((size <= limit) == label).float().mean()) for limit in range(1, 126))
+            assert max(best, 1 - best) < 0.56

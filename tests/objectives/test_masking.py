@@ -1,16 +1,21 @@
 import dataclasses
+import gzip
 from functools import cache
 
 import pytest
 import torch
 
 from seedbed.config import validate
+from seedbed.data.memory import TextTokens
 from seedbed.data.store import SPECIAL
+from seedbed.data.views import RowReader, WindowView
 from seedbed.errors import ConfigError, DataError, IncompatibleError, IntegrityError
 from seedbed.models.huggingface import write_huggingface
+from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.objectives.masking import Masking
 from seedbed.objectives.units import first_of_unit, word_begins
+from seedbed.tokenizer.tokenizer import Tokenizer
 from toys import VOCABULARY, toy_model, toy_reader
 
 LENGTH = 64
@@ -212,3 +217,72 @@ def test_a_file_that_changed_since_the_recipe_was_resolved_is_refused(lexicon):
         file.write("q\n")
     with pytest.raises(IntegrityError, match="is not the file"):
         Masking(again, VOCABULARY_OF_LETTERS, row_length=LENGTH)
+
+
+def real_rows(data_dir, name, vocab, *, num_documents=60, count=300):
+    tokenizer = Tokenizer.load(data_dir / "vocabs" / vocab)
+    with gzip.open(data_dir / name / f"{name}.txt.gz", "rt", encoding="utf-8") as file:
+        text = file.read(2_000_000).split("\n\n")[:num_documents]
+    tokens = TextTokens(text, tokenizer)
+    reader = RowReader(WindowView(tokens, length=127), name="windows", seed=0)
+    return tokenizer, Vocabulary.of(tokenizer), reader.read(0, min(count, reader.num_rows))
+
+
+@pytest.mark.data
+def test_chinese_words_are_hidden_whole(data_dir):
+    """Every word of the segmenter that is touched is hidden whole; among single tokens most are torn."""
+    tokenizer, vocabulary, (rows, draws) = real_rows(data_dir, "wiki-zh", "google_zh_vocab.txt")
+    word = word_begins(rows).long().cumsum(dim=1)
+    number = word + 200 * torch.arange(len(word))[:, None]
+
+    def whole_share(**config):
+        config = MaskedLMConfig(initial_mask_rate=None, **config)
+        masking = Masking(config, vocabulary, row_length=127)
+        taken = hidden(rows, masking(rows, draws))
+        size = number.flatten().bincount()
+        found = number[taken].bincount(minlength=len(size))
+        several = (size > 1) & (found > 0)
+        return float((found == size)[several].float().mean()), taken
+
+    share, taken = whole_share(unit="word")
+    assert share == 1.0
+    assert taken.float().mean() == pytest.approx(0.15, abs=0.002)
+    assert whole_share(unit="ngram")[0] == 1.0
+    assert whole_share(unit="span")[0] == 1.0
+    assert whole_share(unit="token")[0] < 0.2
+    # The words are those of the segmenter, of more than one character: characters are tokens here.
+    ids = rows.ids[taken][:400]
+    assert sum(len(tokenizer.token(i)) == 1 for i in ids.tolist()) > 200
+
+
+@pytest.mark.data
+def test_a_lexicon_of_chinese_names_joins_what_the_segmenter_cuts(data_dir, tmp_path):
+    tokenizer, vocabulary, (rows, draws) = real_rows(data_dir, "wiki-zh", "google_zh_vocab.txt")
+    path = tmp_path / "names.txt"
+    path.write_text(
+        "\n".join(["中华人民共和国", "計算機科學", "第二次世界大战", "美国", "Q\U0002a6d6"]), encoding="utf-8"
+    )
+    config = MaskedLMConfig(unit="lexicon", lexicon=str(path), initial_mask_rate=None)
+    masking = Masking(config, vocabulary, row_length=127)
+    found = masking.lexicon.units(rows.ids, word_begins(rows))[1]
+    text = "".join(tokenizer.token(i).removeprefix("##") for i in rows.ids.flatten().tolist())
+    assert (
+        0
+        < found
+        <= sum(text.count(name) for name in ("中华人民共和国", "計算機科學", "第二次世界大战", "美国"))
+    )
+    assert masking.lexicon.report.unknown == ("Q\U0002a6d6",)
+    assert hidden(rows, masking(rows, draws)).float().mean() == pytest.approx(0.15, abs=0.002)
+
+
+@pytest.mark.data
+def test_spans_of_english_text_are_as_long_as_the_paper_says(data_dir):
+    """Drawn at 3.8 words; what is seen is shorter by the cuts at documents, rows and the last span of each row."""
+    _, vocabulary, (rows, draws) = real_rows(data_dir, "wiki-en", "google_uncased_en_vocab.txt")
+    masking = Masking(MaskedLMConfig(unit="span", initial_mask_rate=None), vocabulary, row_length=127)
+    taken = hidden(rows, masking(rows, draws))
+    assert taken.float().mean() == pytest.approx(0.15, abs=0.002)
+    begins = taken.clone()
+    begins[:, 1:] &= ~taken[:, :-1]
+    words = float((taken & word_begins(rows)).sum() / begins.sum())
+    assert 3.0 < words < 3.9
