@@ -34,9 +34,14 @@ __all__ = ["MaskedLM", "MaskedLMConfig"]
 class MaskedLMConfig(MaskingConfig, ObjectiveConfig):
     """Masked language modelling (BERT)."""
 
-    source: ClassVar = "BERT (Devlin et al., 2018, 1810.04805); Wettig 2022, 2202.08005; SpanBERT 1907.10529; ERNIE 1904.09223; MacBERT 2004.13922"
+    source: ClassVar = (
+        "BERT (Devlin et al., 2018, 1810.04805); Wettig et al. 2022, 2202.08005; units: SpanBERT 1907.10529,"
+        " MacBERT 2004.13922, ERNIE 1904.09223"
+    )
     fits: ClassVar = ("encoder",)
-    needs: ClassVar = "windows of text, a mask token; word marks for words, spans and n-grams; a file of yours for a lexicon"
+    needs: ClassVar = (
+        "windows of text, a mask token; word marks for units of words; a file of yours for a lexicon"
+    )
     default_model: ClassVar = "modernbert"
     use: ClassVar = "understanding: classification, tagging, search; stands many passes over little text"
     speaks: ClassVar[Literal["fill_mask"]] = "fill_mask"
