@@ -80,7 +80,7 @@ def config(files, **changes):
         "epochs": 8,
         "batch_rows": 16,
         "max_length": 16,
-        "learning_rate": 2e-2,
+        "learning_rate": 1e-2,
         "runtime": {"threads": 1, "precision": "float32"},
         **changes,
     }
