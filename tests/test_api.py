@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 import seedbed
+from seedbed.api import LoadedModel
 from seedbed.errors import DataError, IncompatibleError, IntegrityError
 from seedbed.models.huggingface import write_huggingface
+from seedbed.models.language_model import build_model
 from seedbed.tokenizer.tokenizer import Tokenizer
 from toys import toy_model
 
@@ -87,6 +89,15 @@ def test_an_encoder_decoder_writes_a_text_of_its_own(tmp_path, family):
         model.fill_mask("the [MASK]")
     with pytest.raises(DataError, match="64 positions"):
         model.generate("a " * 100)
+
+
+def test_what_an_encoder_reads_is_framed_as_its_vocabulary_does(tmp_path):
+    """BART's own vocabulary has a token that begins a text; T5's and ours have only the one that ends it."""
+    loaded = seedbed.load(make(tmp_path, "bart"))
+    assert loaded._framed([9, 8]) == [9, 8, 3]
+    foreign = loaded.model.config.updated(special_ids={"bos": 1, "eos": 2, "decoder_start": 2})
+    theirs = LoadedModel(build_model(foreign, seed=0), loaded.tokenizer, loaded.path)
+    assert theirs._framed([9, 8]) == [1, 9, 8, 2]
 
 
 def test_wrong_uses_are_refused_with_what_to_do(tmp_path):

@@ -93,8 +93,11 @@ def write_sentences(folder: Path, *, num_documents: int = 40) -> Path:
     return path
 
 
-def strategy_section(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a recipe must say beside the name of a strategy: its `objective` section, and keys of `model`."""
+def strategy_section(name: str, folder: Path, tokenizer: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a recipe must say beside the name of a strategy: its `objective` section, and keys of `model`.
+
+    Files it needs are written to `folder`; a teacher reads with `tokenizer`.
+    """
     objective: dict[str, Any] = {"name": name}
     model: dict[str, Any] = {}
     if name == "mixture":
@@ -102,6 +105,22 @@ def strategy_section(name: str, folder: Path) -> tuple[dict[str, Any], dict[str,
             {"objective": {"name": "masked_lm"}},
             {"objective": {"name": "masked_diffusion"}},
         ]
+    if name == "distillation":
+        objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
     if name == "contrastive":
         objective["group_rows"] = 8
     return objective, model
+
+
+def write_teacher(folder: Path, tokenizer: Any) -> Path:
+    """An untrained BERT of three layers with its tokenizer, as a Hugging Face folder."""
+    from seedbed.models.bert import BertConfig
+    from seedbed.models.folder import write_model
+    from seedbed.models.language_model import build_model
+
+    section = BertConfig(num_layers=3, hidden_size=32, num_heads=2, ffn_size=64)
+    write_model(
+        build_model(section.build(vocab_size=tokenizer.vocab_size), seed=9), folder, form="huggingface"
+    )
+    tokenizer.save(folder, kind="encoder", max_length=512, token_types=True)
+    return folder

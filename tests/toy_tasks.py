@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from seedbed.models.folder import write_model
 from seedbed.objectives import OBJECTIVES, ObjectiveConfig
 from seedbed.tasks import Example, TaskConfig, TaskData
+from toys import RESERVED, toy_model
 
 NUM_WORDS = 59  # ids 5 .. 63 of the toy vocabulary
 
@@ -50,8 +52,14 @@ def toy_task(
 
 
 def toy_section(name: str, folder: Path) -> ObjectiveConfig:
-    """The config of an objective for toys: of those that read labelled texts, with files of them."""
+    """The config of an objective for toys: of those that read labelled texts, with files of them; with a teacher."""
     kind = OBJECTIVES[name]
+    if name == "distillation":
+        teacher = toy_model("bert", seed=9, vocabulary=RESERVED, num_layers=3, hidden_size=128, ffn_size=128)
+        write_model(teacher, folder / "teacher", form="huggingface")
+        # Of students of any width: states are projected.
+        section = {"teacher": str(folder / "teacher"), "cosine_weight": 0.0, "hidden_weight": 1.0}
+        return kind.model_validate(section)
     if name == "contrastive":
         return kind.model_validate({"group_rows": 4})
     field = kind.model_fields.get("task")

@@ -91,7 +91,7 @@ def decided(run):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared, corpus, tmp_path):
-    objective, model = strategy_section(name, tmp_path)
+    objective, model = strategy_section(name, tmp_path, prepared.tokenizer)
     data = values(corpus, tmp_path / "whole", objective=objective, model=model)
     summary = train(prepared, data)
     assert summary["steps"] == STEPS

@@ -7,6 +7,7 @@ from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.classification import ClassificationConfig
 from seedbed.objectives.contrastive import ContrastiveConfig
 from seedbed.objectives.denoising import DenoisingConfig
+from seedbed.objectives.distillation import DistillationConfig
 from seedbed.objectives.fill_in_middle import FillInMiddleConfig
 from seedbed.objectives.masked_diffusion import MaskedDiffusionConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "classification": ClassificationConfig,
     "contrastive": ContrastiveConfig,
     "denoising": DenoisingConfig,
+    "distillation": DistillationConfig,
     "fill_in_middle": FillInMiddleConfig,
     "masked_diffusion": MaskedDiffusionConfig,
     "masked_lm": MaskedLMConfig,

@@ -51,6 +51,7 @@ class Vocabulary:
         decoder_start_id: what a decoder begins with, where the model says so; None: the pad token.
         unused_ids: reserved special tokens in id order: sentinels of span corruption, marks of a prompt.
         encode: text -> ids without special tokens; None for toys.
+        digest: of all that decides ids, so that two models can be told to read alike; None for toys.
     """
 
     vocab_size: int
@@ -64,6 +65,7 @@ class Vocabulary:
     decoder_start_id: int | None = None
     unused_ids: tuple[int, ...] = ()
     encode: Callable[[str], list[int]] | None = field(default=None, compare=False, repr=False)
+    digest: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
@@ -79,6 +81,7 @@ class Vocabulary:
             bos_id=tokenizer.bos_id,
             unused_ids=tokenizer.unused_ids,
             encode=tokenizer.encode,
+            digest=tokenizer.digest,
         )
 
     def role_ids(self) -> dict[str, int]:
