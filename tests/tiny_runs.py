@@ -109,6 +109,8 @@ def strategy_section(name: str, folder: Path, tokenizer: Any = None) -> tuple[di
         objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
     if name == "contrastive":
         objective["group_rows"] = 8
+    if name == "distillation":
+        objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
     return objective, model
 
 
