@@ -111,6 +111,12 @@ def strategy_section(name: str, folder: Path, tokenizer: Any = None) -> tuple[di
         objective["group_rows"] = 8
     if name == "distillation":
         objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
+    if name in ("classification", "supervised_generation"):
+        kind = "generation" if name == "supervised_generation" else name
+        lines = [f"the {animal} sings {i}\t{animal}" for i in range(12) for animal in ("cat", "dog")]
+        path = folder / "task.tsv"
+        path.write_text("text\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        objective["task"] = {"kind": kind, "train": [str(path)], "dev": [str(path)]}
     return objective, model
 
 

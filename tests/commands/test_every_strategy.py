@@ -9,6 +9,7 @@ import pytest
 
 from seedbed.api import load
 from seedbed.artifact import open_verified
+from seedbed.cli import main
 from seedbed.commands import pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.stages import prepare
@@ -90,7 +91,7 @@ def decided(run):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared, corpus, tmp_path):
+def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared, corpus, tmp_path, capsys):
     objective, model = strategy_section(name, tmp_path, prepared.tokenizer)
     data = values(corpus, tmp_path / "whole", objective=objective, model=model)
     summary = train(prepared, data)
@@ -109,6 +110,24 @@ def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared
     assert loaded.model.config.stack in {**OBJECTIVES, **COMBINATIONS}[name].fits
     assert set(loaded.objectives) == ({name} if name in OBJECTIVES else set(PARTS[name]))
     use(loaded, name)
+
+    if loaded.model.head is not None:
+        for stage in ("corpus", "tokenizer", "tokens"):
+            (tmp_path / "whole" / stage).symlink_to((prepared.run / stage).resolve())
+        capsys.readouterr()
+        assert (
+            main(
+                ["evaluate", str(tmp_path / "whole"), "--json", "--pll-tokens", "8", "--precision", "float32"]
+            )
+            == 0
+        )
+        told = json.loads(capsys.readouterr().out)
+        assert told["stored_targets"]["scores"]["loss"] == pytest.approx(
+            summary["valid_loss"],
+            rel=3e-3,  # trained in bfloat16 where the processor has it
+        )
+        assert told["scores"]["loss"] > 0
+        assert main(["evaluate", str(tmp_path / "whole"), "--pll-tokens", "0", "--precision", "float32"]) == 0
 
 
 PARTS = {

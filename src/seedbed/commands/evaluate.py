@@ -7,6 +7,7 @@ beside what the corpus alone predicts at the same targets. docs/evaluation.md sa
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from seedbed.api import LoadedModel
+    from seedbed.objectives import ObjectiveConfig, Vocabulary
 
 EXAMPLES = """examples:
   seedbed evaluate runs/demo-en                          the run's own validation split
@@ -90,10 +92,8 @@ def run(options: argparse.Namespace) -> int:
     from seedbed.corpus.rejects import Reject
     from seedbed.data.store import TokenStore, check_tokenizer
     from seedbed.errors import ConfigError
-    from seedbed.evaluation.fixed_targets import load_validation
-    from seedbed.evaluation.intrinsic import score
     from seedbed.evaluation.text import evaluate_texts
-    from seedbed.objectives import CausalLMConfig, MaskedLMConfig, Vocabulary
+    from seedbed.objectives import Vocabulary
     from seedbed.runtime import RuntimeConfig, prepare_process
 
     console = Console(as_json=options.json)
@@ -102,20 +102,28 @@ def run(options: argparse.Namespace) -> int:
     device, dtype = runtime.torch_device(), runtime.compute_dtype()
     model = load(options.model, device=device)
     run_folder = _run_folder(options.model)
-    settings = {"row_length": 128, "is_segmented": False}
+    settings: dict[str, Any] = {"row_length": 128, "is_segmented": False}
+    resolved: dict[str, Any] = {}
     if run_folder is not None:
         resolved = json.loads((run_folder / "pretrain" / "resolved.json").read_text(encoding="utf-8"))[
             "resolved"
         ]
         settings = {key: resolved["data"][key] for key in settings}
     row_length = options.row_length or min(int(settings["row_length"]), model.model.config.max_length)
-    vocabulary = Vocabulary.of(model.tokenizer)
     if options.pairs is not None:
         return _judge_pairs(
             options, console, model, run_folder, row_length=row_length, device=device, compute_dtype=dtype
         )
-    config = CausalLMConfig() if model.is_causal else MaskedLMConfig()
-    objective = config.build(vocabulary, row_length=row_length, is_segmented=bool(settings["is_segmented"]))
+    vocabulary = replace(
+        Vocabulary.of(model.tokenizer),
+        decoder_start_id=model.model.config.special_ids.get("decoder_start"),
+    )
+    config = _text_objective(model)
+    objective = config.build(
+        vocabulary,
+        row_length=row_length,
+        is_segmented=bool(settings["is_segmented"]) and model.model.config.stack != "encoder_decoder",
+    )
     objective.check(model.model.config)
     modules = _modules(model)
 
@@ -124,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
         "model": str(model.path),
         "precision": str(dtype).removeprefix("torch."),
         "row_length": row_length,
+        "objective": config.name,
     }
     rejects: list[Reject] = []
     if run_folder is not None:
@@ -134,13 +143,9 @@ def run(options: argparse.Namespace) -> int:
         corpus = CorpusConfig(text_field=options.text_field, documents=options.documents)
         documents = read_documents(options.text, corpus, rejects=rejects)
     elif run_folder is not None:
-        stored, baselines = load_validation(open_verified(run_folder / "validation", stage="validation"))
-        result["stored_targets"] = {
-            "scores": score(objective, modules, stored, device=device, compute_dtype=dtype),
-            "baselines": baselines,
-            "rows": stored.num_rows,
-            "rows_of_split": stored.total_rows,
-        }
+        result["stored_targets"] = _stored(
+            run_folder, resolved, vocabulary, modules, device=device, dtype=dtype
+        )
         documents = iter_documents(open_verified(run_folder / "corpus", stage="corpus"), "validation")
     else:
         raise ConfigError(
@@ -155,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
             model.tokenizer,
             train=train,
             max_bytes=int(options.max_mib * 2**20) or None,
-            max_pll_tokens=options.pll_tokens,
+            max_pll_tokens=options.pll_tokens if config.name == "masked_lm" else 0,
             device=device,
             compute_dtype=dtype,
             progress=console.progress,
@@ -230,6 +235,68 @@ def _judge_pairs(
     return 0
 
 
+def _text_objective(model: LoadedModel) -> ObjectiveConfig:
+    """Return the objective whose loss says most about how a model reads a text: the one of its kind it was trained by."""
+    from seedbed.objectives import OBJECTIVES
+
+    kinds = {
+        "encoder": ("masked_lm", "masked_next_token"),
+        "decoder": ("causal_lm", "fill_in_middle", "prefix_lm", "masked_next_token", "masked_diffusion"),
+        "encoder_decoder": ("span_corruption", "denoising"),
+    }[model.model.config.stack]
+    trained = [name for name in kinds if name in model.objectives]
+    if (
+        not trained or trained[0] == "fill_in_middle"
+    ):  # foreign folders; and what fills gaps reads plain text causally
+        return OBJECTIVES[kinds[0]]()
+    return OBJECTIVES[trained[0]]()
+
+
+def _stored(
+    run: Path,
+    resolved: dict[str, Any],
+    vocabulary: Vocabulary,
+    modules: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Score the model at the run's own stored targets.
+
+    Where an objective needs modules that a model folder does not hold (a generator, a pair head), the scores are those
+    that the run ended with.
+    """
+    import json
+
+    from seedbed.artifact import open_verified
+    from seedbed.config import validate
+    from seedbed.evaluation.fixed_targets import load_validation
+    from seedbed.evaluation.intrinsic import score
+    from seedbed.objectives.combination import entries_of
+    from seedbed.recipe import Recipe
+
+    recipe = validate(Recipe, resolved, place=str(run / "pretrain" / "resolved.json"))
+    sections = entries_of(recipe.objective)
+    stored, baselines = load_validation(open_verified(run / "validation", stage="validation"))
+    found: dict[str, Any] = {"rows": stored.num_rows, "rows_of_split": stored.total_rows}
+    if len(sections) == 1:
+        objective = sections[0].objective.build(
+            vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+        )
+        if (
+            objective.modules(modules["trunk"], modules["head"]).keys() <= modules.keys()
+            and not objective.frozen()
+        ):
+            scores = score(objective, modules, stored, device=device, compute_dtype=dtype)
+            return found | {"scores": scores, "baselines": baselines, "measured": "now"}
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return found | {
+        "scores": summary["valid"],
+        "baselines": summary["baselines"],
+        "measured": "at the end of the run",
+    }
+
+
 def _modules(model: LoadedModel) -> dict[str, Any]:
     from seedbed.errors import IncompatibleError
 
@@ -254,18 +321,17 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     if "stored_targets" in result:
         stored = result["stored_targets"]
         console.heading(f"stored validation targets ({stored['rows']} of {stored['rows_of_split']} rows)")
-        console.table(
-            _rows(stored["scores"], stored["baselines"]),
-            header=["", "this model", *stored["baselines"]],
-        )
+        _table(console, stored["scores"], stored["baselines"])
+        if stored["measured"] != "now":
+            console.note(
+                f"measured {stored['measured']}: the model folder does not hold all its objective trained"
+            )
     text = result["text"]
     console.heading(
-        f"text: {text['documents']:,} of {text['of_documents']:,} documents, {quantity(text['bytes'], 'bytes')}"
+        f"text, by {result['objective']}: {text['documents']:,} of {text['of_documents']:,} documents,"
+        f" {quantity(text['bytes'], 'bytes')}"
     )
-    console.table(
-        _rows(result["scores"], result["baselines"]),
-        header=["", "this model", *(result["baselines"] or {})],
-    )
+    _table(console, result["scores"], result["baselines"])
     sample = result.get("pseudo_log_likelihood")
     if sample:
         console.note(
@@ -276,16 +342,32 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         console.note(f"{len(result['rejected'])} lines or files rejected; --json lists them")
 
 
-def _rows(scores: dict[str, float], baselines: dict[str, float] | None) -> list[list[str]]:
-    floors = [f"{value:.3f}" for value in (baselines or {}).values()]
-    blank = [""] * len(floors)
-    rows = [
-        ["loss, nats a target", f"{scores['loss']:.3f}", *floors],
-        ["perplexity", f"{scores['perplexity']:.1f}", *blank],
-        ["accuracy", f"{scores['accuracy']:.1%}", *blank],
-        ["accuracy within five", f"{scores['accuracy_top5']:.1%}", *blank],
-        ["targets", f"{scores['targets']:,.0f}", *blank],
-    ]
-    if "bits_per_byte" in scores:
-        rows.insert(1, ["bits a byte", f"{scores['bits_per_byte']:.3f}", *blank])
-    return rows
+_LABELS = {
+    "loss": ("loss, nats a target", "{:.3f}"),
+    "bits_per_byte": ("bits a byte", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.1f}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+    "accuracy_top5": ("accuracy within five", "{:.1%}"),
+    "targets": ("targets", "{:,.0f}"),
+}
+
+
+def _table(console: Console, scores: dict[str, float], baselines: dict[str, float] | None) -> None:
+    """Print scores, the losses beside what can be had without a model; with several terms, one block each."""
+    floors = baselines or {}
+    prefixes = sorted({name.rpartition(".")[0] for name in scores})
+    for prefix in prefixes:
+        start = f"{prefix}." if prefix else ""
+        own = {name.removeprefix(start): v for name, v in floors.items() if name.rpartition(".")[0] == prefix}
+        rows = []
+        for key, (label, form) in _LABELS.items():
+            if start + key in scores:
+                cells = [f"{v:.3f}" for v in own.values()] if key == "loss" else [""] * len(own)
+                rows.append([label, form.format(scores[start + key]), *cells])
+        known = {start + key for key in _LABELS}
+        rows += [
+            [name.removeprefix(start).replace("_", " "), f"{value:.3f}", *[""] * len(own)]
+            for name, value in scores.items()
+            if name.rpartition(".")[0] == prefix and name not in known
+        ]
+        console.table(rows, header=[prefix, "this model", *own])
