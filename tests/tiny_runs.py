@@ -109,8 +109,6 @@ def strategy_section(name: str, folder: Path, tokenizer: Any = None) -> tuple[di
         objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
     if name == "contrastive":
         objective["group_rows"] = 8
-    if name == "distillation":
-        objective["teacher"] = str(write_teacher(folder / "teacher", tokenizer))
     if name in ("classification", "supervised_generation"):
         kind = "generation" if name == "supervised_generation" else name
         lines = [f"the {animal} sings {i}\t{animal}" for i in range(12) for animal in ("cat", "dog")]

@@ -62,12 +62,6 @@ def toy_section(name: str, folder: Path) -> ObjectiveConfig:
         return kind.model_validate(section)
     if name == "contrastive":
         return kind.model_validate({"group_rows": 4})
-    if name == "distillation":
-        teacher = toy_model("bert", seed=9, vocabulary=RESERVED, num_layers=3, hidden_size=128, ffn_size=128)
-        write_model(teacher, folder / "teacher", form="huggingface")
-        # Of students of any width: states are projected.
-        section = {"teacher": str(folder / "teacher"), "cosine_weight": 0.0, "hidden_weight": 1.0}
-        return kind.model_validate(section)
     field = kind.model_fields.get("task")
     if field is None or field.annotation is not TaskConfig:
         return kind()
