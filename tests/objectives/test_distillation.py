@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from seedbed.config import validate
 from seedbed.errors import ConfigError, DataError, IncompatibleError, IntegrityError
-from seedbed.models.folder import write_model
+from seedbed.models import MODELS
+from seedbed.models.folder import settle_form, write_model
 from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.distillation import DistillationConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
@@ -366,3 +367,29 @@ def test_another_tokenizer_is_refused_by_its_digest(tmp_path):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     with pytest.raises(IncompatibleError, match="another tokenizer"):
         section.build(Vocabulary.of(Tokenizer.load(folder)), row_length=16, is_segmented=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", list(MODELS))
+def test_every_family_comes_closer_to_a_teacher_of_its_kind(family, method, tmp_path):
+    stack = MODELS[family].stack
+    if stack == "encoder_decoder" and method != "distilbert":
+        return
+    base = {"encoder": "masked_lm", "decoder": "causal_lm", "encoder_decoder": "span_corruption"}[stack]
+    model = toy_model(family, vocabulary=RESERVED, num_layers=4, seed=3, initialisation_std=0.1)
+    write_model(model, tmp_path / "teacher", form=settle_form(model.config, "auto"))
+    section = validate(
+        DistillationConfig,
+        {"teacher": str(tmp_path / "teacher"), "of": {"name": base}, "method": method, "label_weight": 0.0},
+        place="test",
+    )
+    objective = section.build(RESERVED, row_length=32, is_segmented=False)
+    student = toy_model(family, vocabulary=RESERVED)
+    objective.check(student.config)
+    learner = Learner([objective], objective.modules(student.trunk, student.head))
+    optimizer = optimizer_of(learner)
+    losses = [step(objective, learner, optimizer, (32,)).losses for _ in range(60)]
+    for term in objective.terms:
+        if objective.weights(1.0)[term]:
+            assert float(losses[-1][0, term]) < 0.7 * float(losses[0][0, term]), term

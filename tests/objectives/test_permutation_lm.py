@@ -7,6 +7,7 @@ import transformers
 
 from seedbed.data.store import SPECIAL, WORD
 from seedbed.errors import IncompatibleError
+from seedbed.models import MODELS
 from seedbed.models.huggingface import write_huggingface
 from seedbed.objectives.permutation_lm import PermutationLMConfig
 from seedbed.optim import AdamWConfig
@@ -224,3 +225,25 @@ def test_short_rows_have_fewer_targets():
     kept = weights_of(targets["permutation_lm"]).view(len(rows.ids), -1)[short].bool()
     assert (batch.query_at[short][kept] <= rows.lengths[short]).all()
     assert objective.counts(targets)["permutation_lm"] == float(weights_of(targets["permutation_lm"]).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name, kind in MODELS.items() if kind.stack == "encoder"])
+def test_every_encoder_with_a_query_stream_learns_32_rows_by_heart(family):
+    model = model_of(family)
+    objective = build(unit="token")
+    objective.check(model.config)
+    learner = Learner([objective], objective.modules(model.trunk, model.head))
+    optimizer = AdamWConfig(weight_decay=0.0).build(learner.parts.named_parameters())
+    micro = MicroBatch(*objective.make_batch(*rows_of(32)))
+    for _ in range(100):
+        result = train_step(
+            learner,
+            optimizer,
+            [micro],
+            objectives=[objective],
+            progress=1.0,
+            learning_rate=1e-2,
+            max_grad_norm=1.0,
+        )
+    assert float(result.losses[0, "permutation_lm"]) < 0.5

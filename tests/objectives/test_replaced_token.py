@@ -9,9 +9,11 @@ from torch import nn
 from seedbed.batch import IGNORE_INDEX, Targets
 from seedbed.config import validate
 from seedbed.errors import ConfigError, IncompatibleError
+from seedbed.models import MODELS
 from seedbed.models.huggingface import write_huggingface
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.llama import LlamaConfig
+from seedbed.objectives.mixture import MixtureConfig
 from seedbed.objectives.replaced_token import (
     ReplacedTokenConfig,
     copy_loss,
@@ -346,6 +348,16 @@ def test_wrong_combinations_are_refused():
         )
 
 
+def test_tables_of_differences_are_refused_beside_other_objectives():
+    def mixed(sharing):
+        entries = [{"name": "replaced_token", "embedding_sharing": sharing}, {"name": "masked_lm"}]
+        validate(MixtureConfig, {"entries": [{"objective": entry} for entry in entries]}, place="test")
+
+    mixed("shared")
+    with pytest.raises(ConfigError, match="must be the only objective"):
+        mixed("gradient_disentangled")
+
+
 def test_evaluation_has_a_constant_rate():
     fixed = build(mask_rate=0.2, initial_mask_rate=0.4, label_smoothing=0.1).for_evaluation()
     assert (fixed.config.mask_rate, fixed.config.initial_mask_rate) == (0.2, None)
@@ -385,3 +397,18 @@ def test_both_losses_are_those_of_transformers(tmp_path):
     assert float(terms["generator"].loss) / len(generator.at) == pytest.approx(float(answer.loss), rel=1e-4)
     assert float(terms["replaced_token"].loss) / len(own.at) == pytest.approx(float(loss), rel=1e-4)
     assert replaced.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("family", [name for name, kind in MODELS.items() if kind.stack == "encoder"])
+def test_every_encoder_learns_32_rows_by_heart_and_exports_what_it_learned(family, sharing):
+    objective, model, modules = setup(family, embedding_sharing=sharing)
+    objective.check(model.config)
+    learner, optimizer = learner_of(objective, model, modules)
+    for _ in range(100):
+        losses = step(objective, learner, optimizer, (32,), learning_rate=1e-2).losses
+    assert float(losses[0, "replaced_token"]) < 0.15
+    batch, _ = batch_of(objective)
+    with torch.no_grad():
+        assert torch.equal(objective.exported(model, modules)(batch).last, modules["trunk"](batch).last)

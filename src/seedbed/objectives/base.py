@@ -155,6 +155,11 @@ class ObjectiveConfig(Config):
         0.0, ge=0.0, description="Weight of log(Z)^2, which keeps logits from drifting (PaLM used 1e-4)."
     )
 
+    @property
+    def stands_alone(self) -> str:
+        """Return why other objectives cannot train the same model in one run; empty: they can."""
+        return ""
+
     @abstractmethod
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Objective:
         """Make the objective for a vocabulary.

@@ -106,6 +106,9 @@ class MixtureConfig(CombinationConfig):
             for entry in self.entries
         ):
             raise ValueError("every entry has weight 0 at the end")
+        for entry in self.entries:
+            if len(self.entries) > 1 and (reason := entry.objective.stands_alone):
+                raise ValueError(f"{entry.label} must be the only objective of a run: {reason}")
         return self
 
 

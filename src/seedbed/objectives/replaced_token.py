@@ -125,6 +125,13 @@ class ReplacedTokenConfig(MaskingConfig, ObjectiveConfig):
         return self
 
     @property
+    def stands_alone(self) -> str:
+        """Say that a table made of a difference is no use to a head that is tied to it."""
+        if self.embedding_sharing != "gradient_disentangled":
+            return ""
+        return "its tables are differences, which a tied head cannot read; choose embedding_sharing shared or none"
+
+    @property
     def loss_weight(self) -> float:
         """Return the weight of the trunk's loss."""
         if self.trunk_weight is not None:
