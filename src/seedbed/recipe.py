@@ -20,6 +20,7 @@ from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tokenizer.train import TokenizerConfig
 from seedbed.training.config import DataConfig, TrainingConfig
+from seedbed.training.start import StartConfig
 
 if TYPE_CHECKING:
     ModelSection = FamilyConfig
@@ -50,6 +51,9 @@ class Recipe(Config):
     )
     tokens: TokensConfig = Field(default_factory=TokensConfig, description="Documents to the token store.")
     data: DataConfig = Field(default_factory=DataConfig, description="From what rows the model learns.")
+    start: StartConfig = Field(
+        default_factory=StartConfig, description="From which weights: random ones, or a model that exists."
+    )
     model: ModelSection = Field(default_factory=ModernBertConfig, description="What learns.")
     objective: ObjectiveSection = Field(default_factory=MaskedLMConfig, description="What is learned.")
     optim: OptimSection = Field(default_factory=AdamWConfig, description="How weights are updated.")
@@ -63,8 +67,11 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _model_follows_objective(cls, data: Any) -> Any:
-        """Fill in the model family an objective implies."""
+        """Fill in the model family an objective implies; a start model brings its own."""
         if not isinstance(data, Mapping):
+            return data
+        start = data.get("start")
+        if isinstance(start, Mapping) and start.get("path") is not None:
             return data
         objective, model = data.get("objective"), data.get("model", {})
         name = _first_name(objective)

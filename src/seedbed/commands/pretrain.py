@@ -40,13 +40,15 @@ def run(options: argparse.Namespace) -> int:
     floors = ", ".join(
         f"{name} {value:.3f}" for name, value in summary["baselines"].items() if "." not in name
     )
+    said = summary.get("continued", {}).get("sentence", "")
     console.result(
         summary,
         text=(
             f"validation loss {summary['valid_loss']:.3f}{f' (without a model: {floors})' if floors else ''}"
             f" after {duration(summary['train_seconds'])},"
             f" {summary['tokens_per_second']:,.0f} tokens/s\n"
-            f"model:  {summary['model']}   (opens {opens})\n"
+            + (f"{said}\n" if said else "")
+            + f"model:  {summary['model']}   (opens {opens})\n"
             f"report: {report}\n"
             f"next:   seedbed {'generate' if summary['objective'] == 'causal_lm' else 'fill-mask'} {recipe.run} TEXT"
         ),

@@ -16,7 +16,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from dataclasses import replace as _replaced
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from seedbed.commands.console import Console, duration, quantity
 from seedbed.commands.samples import take_samples
 from seedbed.commands.signals import collect_signals as _signals
 from seedbed.commands.stages import Prepared
+from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.config import commented_yaml, validate
+from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import IncompatibleError, disk_errors
 from seedbed.evaluation.fixed_targets import build_validation
-from seedbed.evaluation.intrinsic import score
+from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import fold, key_from
 from seedbed.models.folder import settle_form, write_model
 from seedbed.models.language_model import LanguageModel, build_model
@@ -43,6 +46,7 @@ from seedbed.runtime import describe_machine, prepare_process
 from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.continued import OLD, ForgettingHook, gained_and_forgotten
 from seedbed.training.feed import Entry, Feed
 from seedbed.training.hooks import (
     CheckpointHook,
@@ -76,13 +80,24 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
 @dataclass(slots=True)
 class _Setting:
-    """Hold what a run is made of, before its first step."""
+    """Hold what a run is made of, before its first step.
+
+    `entries` learn from the run's text, `replay` from the text of a run before it.
+    """
 
     entries: list[Entry]
     model: LanguageModel
     state: TrainingState
     device: torch.device
     compute_dtype: torch.dtype
+    start: Start | None = None
+    old: OldText | None = None
+    replay: Entry | None = None
+
+    @property
+    def fed(self) -> list[Entry]:
+        """Return everything that gives rows."""
+        return self.entries if self.replay is None else [*self.entries, self.replay]
 
 
 def pretrain(
@@ -100,9 +115,15 @@ def pretrain(
     folder = prepared.run / "pretrain"
     if replace and folder.exists():
         shutil.rmtree(folder)
-    requested = _requested(recipe)
+    start = open_start(recipe, prepared.tokenizer)
+    old = open_old_text(recipe.start, start, prepared.tokenizer)
+    requested = _requested(recipe, start)
     resolved = _resume_request(folder, requested)
     inputs = {"tokens": prepared.tokens.digest, "tokenizer": prepared.tokenizer.digest}
+    if start is not None:
+        inputs["start"] = start.digest
+    if old is not None:
+        inputs["old tokens"] = old.tokens.digest
     if resolved is not None and (
         done := current_stage(
             prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
@@ -111,7 +132,7 @@ def pretrain(
         console.note(f"up to date: {prepared.run / 'model'}")
         return _read_summary(prepared.run, done)
 
-    setting = _assemble(recipe, prepared)
+    setting = _assemble(recipe, prepared, start, old)
     evaluate, baselines = _validation(recipe, prepared, setting, replace=replace)
 
     # Plan once; a resumed run follows the plan it was started with.
@@ -123,6 +144,8 @@ def pretrain(
             write_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(recipe.runtime))
             write_json(folder / "resolved.json", {"requested": requested, "resolved": resolved})
+            if start is not None:
+                write_json(folder / "start.json", start.report)
             (prepared.run / "recipe.yaml").write_text(_resolved_recipe(recipe, resolved), encoding="utf-8")
     else:
         plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
@@ -157,29 +180,43 @@ def pretrain(
     def trained() -> dict[str, float]:
         return {"train_seconds": round(seconds_before + time.monotonic() - began, 3)}
 
-    log = MetricsLog(folder, window=setting.state.window)
+    # Without a checkpoint every line will be written again, that of the start (window 0) too.
+    log = MetricsLog(folder, window=setting.state.window if newest is not None else -1)
     board = TensorBoardHook(folder / "tensorboard") if recipe.training.tensorboard else None
     hooks: list[Hook] = [log, progress]
     if board is not None:
         hooks.append(board)
 
+    every = recipe.training.validation_steps or max(1, plan.num_windows // 20)
+    forgetting = ForgettingHook(
+        every=every, last_window=plan.num_windows, max_forgetting=recipe.start.max_forgetting
+    )
+
     def on_validation(window: int, scores: Mapping[str, float]) -> None:
         progress.validation(window, scores)
+        forgetting.hear(window, scores)
         if board is not None:
             board.validation(window, scores)
 
+    validation = ValidationHook(
+        evaluate,
+        every=every,
+        last_window=plan.num_windows,
+        log=log,
+        checkpoints=checkpoints,
+        keeps_best=recipe.training.keep_best,
+        num_averaged=recipe.training.average_checkpoints,
+        patience=recipe.training.early_stopping_patience,
+        on_result=on_validation,
+        is_allowed=lambda scores: forgetting.allows(setting.state, scores),
+    )
+    if start is not None and newest is None:
+        # What the start itself scores: the first best, and what gains and forgetting are measured from.
+        for hook in (validation, forgetting):
+            hook.act(setting.state)
     hooks += [
-        ValidationHook(
-            evaluate,
-            every=recipe.training.validation_steps or max(1, plan.num_windows // 20),
-            last_window=plan.num_windows,
-            log=log,
-            checkpoints=checkpoints,
-            keeps_best=recipe.training.keep_best,
-            num_averaged=recipe.training.average_checkpoints,
-            patience=recipe.training.early_stopping_patience,
-            on_result=on_validation,
-        ),
+        validation,
+        *([forgetting] if start is not None else []),
         CheckpointHook(
             checkpoints,
             log=log,
@@ -198,7 +235,7 @@ def pretrain(
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),
             hooks=hooks,
             is_interrupted=lambda: bool(received),
-            labels=[entry.label for entry in setting.entries],
+            labels=[entry.label for entry in setting.fed],
         )
     if outcome.reason == "interrupted":
         raise Interrupted(received[0], outcome.window)
@@ -218,7 +255,7 @@ def pretrain(
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
-        "family": recipe.model.name,
+        "family": recipe.model.name if start is None else start.report["family"],
         "parameters": sum(p.numel() for p in setting.state.parameters().values()),
         "valid_loss": scores["loss"],
         "valid": scores,
@@ -233,6 +270,13 @@ def pretrain(
         "model_form": settle_form(setting.model.config, recipe.training.model_form),
         "machine": describe_machine(recipe.runtime),
     }
+    if start is not None:
+        summary["start"] = start.report
+        summary["continued"] = gained_and_forgotten(
+            setting.state.hooks["continued"]["before"],
+            scores,
+            stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
+        )
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
         modules = setting.state.learner.modules_by_name()
         exported = setting.entries[0].objective.exported(setting.model, modules)
@@ -258,14 +302,25 @@ def pretrain(
     return summary
 
 
-def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
+def _stop_reason(state: TrainingState, recipe: Recipe) -> str:
+    """Say which hook stopped a run."""
+    said = str(state.hooks.get("continued", {}).get("stop", ""))
+    patience = recipe.training.early_stopping_patience
+    return said or f"no better loss in {patience} validations (training.early_stopping_patience)"
+
+
+def _assemble(
+    recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
+) -> _Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
     vocabulary = Vocabulary.of(prepared.tokenizer)
     sections = entries_of(recipe.objective)
-    description = recipe.model.build(
-        vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids()
+    description = (
+        recipe.model.build(vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids())
+        if start is None
+        else start.model.config
     )
-    vocabulary = replace(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
+    vocabulary = _replaced(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
     objectives = [
         section.objective.build(
             vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
@@ -278,19 +333,32 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
         description, recipe.training.model_form
     )  # refuse now what could not be exported when it is trained
     device = recipe.runtime.torch_device()
-    model = build_model(description, seed=recipe.training.seed).to(device)
+    model = build_model(description, seed=recipe.training.seed) if start is None else start.model
+    model = model.to(device)
     assert model.head is not None
     seed = recipe.training.seed
     modules = [objective.modules(model.trunk, model.head, seed=seed) for objective in objectives]
-    learner = Learner(objectives, modules).to(device)
+    if start is not None:
+        start.adopt(modules)
+    has_replay = old is not None and recipe.start.replay.share > 0
+    learner = Learner(
+        [*objectives, *objectives[:1]] if has_replay else objectives,
+        [*modules, *modules[:1]] if has_replay else modules,
+    ).to(device)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
-    source = RowSource(
-        prepared.store.split("train"),
-        split="train",
-        document_order_key=seed if recipe.data.reorder_documents else None,
-        tokenizer=prepared.tokenizer,
-        seed=seed,
-    )
+    if start is not None:
+        start.take_on(state)
+
+    def source_of(store: TokenStore) -> RowSource:
+        return RowSource(
+            store.split("train"),
+            split="train",
+            document_order_key=seed if recipe.data.reorder_documents else None,
+            tokenizer=prepared.tokenizer,
+            seed=seed,
+        )
+
+    source = source_of(prepared.store)
     entries = []
     for number, (section, objective) in enumerate(zip(sections, objectives, strict=True)):
         # Entries of the same view draw apart: the view's name and the entry's number are the key.
@@ -301,7 +369,14 @@ def _assemble(recipe: Recipe, prepared: Prepared) -> _Setting:
             scale = reader.num_rows ** (1 / recipe.objective.size_temperature)
         end = section.weight if section.final_weight is None else section.final_weight
         entries.append(Entry(section.label, objective, reader, scale * section.weight, scale * end))
-    return _Setting(entries, model, state, device, recipe.runtime.compute_dtype())
+    replay = None
+    if old is not None and has_replay:
+        share = recipe.start.replay.share / (1 - recipe.start.replay.share)
+        name = f"{objectives[0].view}:replay"
+        reader = RowReader(objectives[0].make_view(source_of(old.store)), name=name, seed=seed)
+        starts, ends = sum(entry.start for entry in entries), sum(entry.end for entry in entries)
+        replay = Entry("replay", objectives[0], reader, share * starts, share * ends)
+    return _Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
 
 
 def _validation(
@@ -310,6 +385,7 @@ def _validation(
     """Return what scores the model at the stored targets of every entry, and the losses without a model.
 
     With several entries names are prefixed `<label>.`, and `loss` is the sum by the entries' shares at the end of the run.
+    Where there is old text its scores, with the first entry's objective, are added as `old.<name>`.
     """
     train = prepared.store.split("train")
     source = RowSource(prepared.store.split("validation"), split="validation", tokenizer=prepared.tokenizer)
@@ -326,6 +402,7 @@ def _validation(
         )
         for number, entry in enumerate(setting.entries)
     ]
+    old_stored = _old_validation(recipe, prepared, setting, replace=replace)
     total = sum(entry.end for entry in setting.entries)
     shares = [entry.end / total for entry in setting.entries]
 
@@ -355,11 +432,50 @@ def _validation(
             )
             for number, entry in enumerate(setting.entries)
         ]
-        return together(scores, ["loss"])
+        found = together(scores, ["loss"])
+        if old_stored is not None:
+            old = score(
+                setting.entries[0].objective,
+                setting.state.learner.modules_by_name(0),
+                old_stored,
+                device=setting.device,
+                compute_dtype=setting.compute_dtype,
+            )
+            found |= {f"{OLD}{name}": value for name, value in old.items()}
+        return found
 
     return evaluate, together(
         [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
     )
+
+
+def _old_validation(
+    recipe: Recipe, prepared: Prepared, setting: _Setting, *, replace: bool
+) -> EvaluationSet | None:
+    """Return the stored targets of the old text's validation split; its own run's, where that validated in the same way."""
+    if setting.old is None:
+        return None
+    section = entries_of(recipe.objective)[0].objective
+    vocabulary = Vocabulary.of(setting.old.tokenizer)  # as the old run's, should this run's have grown
+    vocabulary = _replaced(
+        vocabulary, decoder_start_id=setting.entries[0].objective.vocabulary.decoder_start_id
+    )
+    objective = section.build(
+        vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+    )
+    store = setting.old.store
+    source = RowSource(store.split("validation"), split="validation", tokenizer=setting.old.tokenizer)
+    stored, _ = build_validation(
+        prepared.run,
+        setting.old.tokens,
+        objective,
+        objective.for_evaluation().make_view(source),
+        store.split("train"),
+        max_rows=recipe.training.validation_rows,
+        replace=replace,
+        stage="validation-old",
+    )
+    return stored
 
 
 def _samples(setting: _Setting, prepared: Prepared) -> list[dict[str, Any]]:
@@ -371,7 +487,7 @@ def _samples(setting: _Setting, prepared: Prepared) -> list[dict[str, Any]]:
 
 def _feed(setting: _Setting, plan: Plan) -> Feed:
     return Feed(
-        setting.entries,
+        setting.fed,
         rows_per_step=plan.rows_per_step,
         num_windows=plan.num_windows,
         micro_batch_rows=plan.micro_batch_rows,
@@ -381,7 +497,8 @@ def _feed(setting: _Setting, plan: Plan) -> Feed:
 def steps_from_start(recipe: Recipe, prepared: Prepared, num_steps: int) -> Callable[[float], StepResult]:
     """Return what does the next step of a run of `num_steps` at a given rate, from the initial weights; writes nothing."""
     prepare_process(recipe.runtime)
-    setting = _assemble(recipe, prepared)
+    start = open_start(recipe, prepared.tokenizer)
+    setting = _assemble(recipe, prepared, start, open_old_text(recipe.start, start, prepared.tokenizer))
     rows = recipe.training.rows_per_step(recipe.data.row_length)
     feed = _feed(setting, Plan(num_steps, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, ""))
 
@@ -402,7 +519,7 @@ def _run_window(
         state.learner,
         state.optimizer,
         feed.micro_batches(window, device=setting.device),
-        objectives=[entry.objective for entry in setting.entries],
+        objectives=[entry.objective for entry in setting.fed],
         progress=window / max(1, feed.num_windows),
         learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
         settings=recipe.optim.settings(window, feed.num_windows, history),
@@ -433,7 +550,7 @@ def _micro_batch_rows(recipe: Recipe, setting: _Setting) -> int:
             group_rows=entry.objective.group_rows,
         )
 
-    return recipe.training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.entries))
+    return recipe.training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.fed))
 
 
 def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -> Plan:
@@ -458,11 +575,17 @@ def _decide(recipe: Recipe, setting: _Setting, evaluate: Callable[[], object]) -
     )
 
 
-def _requested(recipe: Recipe) -> dict[str, Any]:
-    """Return the sections a model depends on, without the keys that change nothing."""
+def _requested(recipe: Recipe, start: Start | None) -> dict[str, Any]:
+    """Return the sections a model depends on, without the keys that change nothing.
+
+    Where there is a start, its content stands in them, and its family for the model's description.
+    """
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
+    if start is not None:
+        values["model"] = start.model_section
+        values["start"] = recipe.start.model_dump(mode="json") | {"digest": start.digest}
     return values
 
 
@@ -484,10 +607,14 @@ def _resolved_recipe(recipe: Recipe, resolved: Mapping[str, Any]) -> str:
     data = recipe.model_dump(mode="json")
     training = {**data["training"], **resolved["training"]}
     whole = validate(Recipe, {**data, **resolved, "training": training}, place="the resolved recipe")
-    return (
+    heading = (
         "# The recipe of this run with every choice made. Running it in another folder repeats the run.\n"
-        + commented_yaml(whole)
     )
+    if recipe.start.path is None:
+        return heading + commented_yaml(whole)
+    # The start brings the description: only what was chosen beside it may stand here.
+    sections = [name for name in Recipe.model_fields if name != "model"]
+    return heading + commented_yaml(whole, only=sections) + f"model: {json.dumps(resolved['model'])}\n"
 
 
 def _resume_request(folder: Path, requested: dict[str, Any]) -> dict[str, Any] | None:
@@ -534,14 +661,18 @@ def _describe(
     """Say what is about to happen."""
     parameters = sum(p.numel() for p in setting.state.parameters().values())
     tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
-    total = sum(entry.start + entry.end for entry in setting.entries)
+    total = sum(entry.start + entry.end for entry in setting.fed)
     passes = [
         (entry.start + entry.end) / total * plan.num_windows * plan.rows_per_step / entry.reader.num_rows
         for entry in setting.entries
     ]
     epochs = passes[0]
+    kind = f"{recipe.model.name} {recipe.model.preset}"
+    if setting.start is not None:
+        kind = str(setting.start.report["family"])
+        _describe_start(console, setting, recipe)
     console.note(
-        f"{recipe.model.name} {recipe.model.preset}, {quantity(parameters, 'parameters')};"
+        f"{kind}, {quantity(parameters, 'parameters')};"
         f" {recipe.objective.name}; {plan.num_windows:,} steps of {plan.rows_per_step} rows of"
         f" {recipe.data.row_length} tokens ({quantity(tokens, 'tokens')}, {epochs:.1f} passes over the text)"
     )
@@ -551,6 +682,27 @@ def _describe(
         console.note(plan.note)
     floors = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     console.note(f"what the corpus alone predicts, nats a target: {floors}")
+
+
+def _describe_start(console: Console, setting: _Setting, recipe: Recipe) -> None:
+    """Say what was taken from the start, and what from the old text."""
+    assert setting.start is not None
+    report = setting.start.report
+    parts = [f"from {report['folder']}: {', '.join(report['taken'])}"]
+    for key in ("changed", "new"):
+        if report[key]:
+            parts.append(f"{key}: {', '.join(report[key])}")
+    if report["left_out"]:
+        parts.append("left out: " + ", ".join(f"{k} ({why})" for k, why in report["left_out"].items()))
+    if report["optimizer"] == "continue":
+        parts.append("with the weights and moments of its last state")
+    console.note("; ".join(parts))
+    if setting.old is not None:
+        share = recipe.start.replay.share
+        replayed = f"{share:.0%} of the rows" if share else "none of the rows"
+        console.note(
+            f"old text: {setting.old.run}, {replayed}; its validation targets are scored as old.loss"
+        )
 
 
 def _read_summary(run: Path, artifact: Artifact) -> dict[str, Any]:

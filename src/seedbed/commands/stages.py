@@ -8,6 +8,7 @@ from typing import Any
 
 from seedbed.artifact import Artifact
 from seedbed.commands.console import Console, quantity
+from seedbed.commands.start import start_tokenizer
 from seedbed.corpus.pipeline import build_corpus, iter_documents
 from seedbed.data.store import TokenStore, build_store
 from seedbed.errors import IncompatibleError
@@ -57,9 +58,12 @@ def corpus_stage(
 def tokenizer_stage(recipe: Recipe, corpus: Artifact, console: Console, *, replace: bool = False) -> Artifact:
     """Learn or load the tokenizer."""
     console.heading("tokenizer")
+    section = recipe.tokenizer
+    if (path := start_tokenizer(recipe)) is not None:
+        section = section.updated(path=path)
     with console.bars():
         return build_tokenizer(
-            recipe.tokenizer,
+            section,
             lambda split: (document.text for document in iter_documents(corpus, split)),
             corpus_digest=corpus.digest,
             run=recipe.run_folder(),

@@ -137,8 +137,7 @@ class Checkpoints:
                     f"{artifact.path} was trained with another {name} ({str(found)[:12]}, here {digest[:12]}).",
                     hint=f"use the {name} it was trained with, or another run folder",
                 )
-        _load_parts(state.learner.parts, artifact)
-        state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
+        self.load_parts_and_moments(state, artifact)
         if state.average is not None and "average.safetensors" in artifact.files:
             parameters = state.parameters()
             state.average.tensors = {
@@ -149,6 +148,15 @@ class Checkpoints:
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.hooks = saved["hooks"]
         return saved
+
+    def load_parts_and_moments(self, state: TrainingState, artifact: Artifact) -> None:
+        """Load weights and optimizer of a full checkpoint, and nothing else: another run goes on from them.
+
+        Raises:
+            IncompatibleError: its tensors do not fit the model.
+        """
+        _load_parts(state.learner.parts, artifact)
+        state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
 
     def drop_after(self, window: int) -> None:
         """Remove best weights, and those saved for a mean, of windows that a resumed run will pass again."""

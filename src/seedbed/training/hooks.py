@@ -135,6 +135,7 @@ class ValidationHook(Hook):
         patience: validations without a better loss before stopping; 0 never stops.
         on_result: told of each validation.
         better_when_lower: what of the scores decides instead of the loss, for example the negative of an accuracy.
+        is_allowed: scores that are not allowed are never the best.
     """
 
     name = "validation"
@@ -152,6 +153,7 @@ class ValidationHook(Hook):
         patience: int = 0,
         on_result: Callable[[int, Mapping[str, float]], None] | None = None,
         better_when_lower: Callable[[Mapping[str, float]], float] = lambda scores: scores["loss"],
+        is_allowed: Callable[[Mapping[str, float]], bool] = lambda scores: True,
     ) -> None:
         self.evaluate = evaluate
         self.every = every
@@ -163,6 +165,7 @@ class ValidationHook(Hook):
         self.patience = patience
         self.on_result = on_result
         self.better_when_lower = better_when_lower
+        self.is_allowed = is_allowed
 
     def is_due(self, state: TrainingState) -> bool:
         """Say whether a validation belongs here; not again where one was done before a resume."""
@@ -180,7 +183,7 @@ class ValidationHook(Hook):
         scores = dict(self.evaluate())
         memory = state.hooks.setdefault(self.name, {"best": None, "best_window": None, "num_worse": 0})
         value = self.better_when_lower(scores)
-        if memory["best"] is None or value < memory["best"]:
+        if self.is_allowed(scores) and (memory["best"] is None or value < memory["best"]):
             memory.update(best=value, best_window=state.window, num_worse=0)
             if self.keeps_best and self.checkpoints is not None and worker() == 0:
                 self.checkpoints.save_best(state)

@@ -89,9 +89,10 @@ def fit(
                 hint="lower optim.learning_rate, or look at the rows of these windows",
             )
 
-    reason = "finished"
+    # A run that was stopped and then resumed has stopped already.
+    reason = "stopped" if any(hook.wants_stop(state) for hook in hooks) else "finished"
     try:
-        while state.window < num_windows:
+        while state.window < num_windows and reason == "finished":
             began = time.perf_counter()
             result = run_window(state)
             read()
