@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "seedbed.commands.minimal_pairs",
         "share of sentence pairs (BLiMP layout) whose acceptable one is likelier",
     ),
+    "similarity": (
+        "seedbed.commands.similarity",
+        "rank correlation of a model's sentence vectors with people's scores (STS)",
+    ),
     "finetune": ("seedbed.commands.finetune", "teach a model a task of labelled texts; several seeds"),
     "fill-mask": ("seedbed.commands.fill_mask", "let a masked model complete a text"),
     "generate": ("seedbed.commands.generate", "let a causal model continue a text"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedbed.tasks.formats import SPLITS, Example, TaskConfig, TaskData, choose, read_task
+from seedbed.tasks.formats import SPLITS, Example, TaskConfig, TaskData, choose, read_examples, read_task
 from seedbed.tasks.known import TASKS
 
-__all__ = ["SPLITS", "TASKS", "Example", "TaskConfig", "TaskData", "choose", "read_task"]
+__all__ = ["SPLITS", "TASKS", "Example", "TaskConfig", "TaskData", "choose", "read_examples", "read_task"]

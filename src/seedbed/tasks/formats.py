@@ -23,7 +23,18 @@ from seedbed.corpus.rejects import Reject
 from seedbed.corpus.sources import Format, Source, WrongEndingError, format_of, open_source
 from seedbed.errors import TaskError
 
-__all__ = ["SPLITS", "Example", "Kind", "Rejected", "Split", "TaskConfig", "TaskData", "choose", "read_task"]
+__all__ = [
+    "SPLITS",
+    "Example",
+    "Kind",
+    "Rejected",
+    "Split",
+    "TaskConfig",
+    "TaskData",
+    "choose",
+    "read_examples",
+    "read_task",
+]
 
 Kind = Literal["classification", "regression", "generation"]
 Split = Literal["train", "dev", "test"]
@@ -217,6 +228,20 @@ def read_task(config: TaskConfig) -> TaskData:
                 hint="give dev files, or more examples",
             )
     return TaskData(config, labels, splits, tuple(rejects.listed), rejects.count)
+
+
+def read_examples(config: TaskConfig, paths: Sequence[Path]) -> tuple[list[Example], list[Rejected], int]:
+    """Read the examples of files that are no split of the task: columns and format are the task's, `train` and `dev` unused.
+
+    Returns:
+        The examples in order, the first 1,000 lines left out, and how many those are.
+
+    Raises:
+        TaskError: a file is missing, damaged or lacks a column.
+    """
+    rejects = _Rejects()
+    examples = [example for path in paths for example in _examples(config, path, rejects)]
+    return examples, rejects.listed, rejects.count
 
 
 def choose(examples: Sequence[Example], count: int) -> list[Example]:
