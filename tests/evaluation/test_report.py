@@ -155,3 +155,18 @@ def test_texts_of_both_languages_fill_in_the_same_values() -> None:
             assert names[0] == names[1], key
             assert english.isascii(), key
             assert re.search(r"[\u4e00-\u9fff]", chinese), key
+
+
+def test_a_continued_run_shows_both_texts_and_what_changed() -> None:
+    continued = {
+        "new_loss_before": 6.105, "new_loss_after": 5.739, "gained": 0.366,
+        "old_loss_before": 6.093, "old_loss_after": 6.218, "forgotten": 0.125,
+        "max_forgetting": 0.2, "stopped_because": "", "sentence": "on the new text it gained 0.366 nats",
+    }  # fmt: skip
+    metrics = [
+        {"kind": "validation", "window": w, "loss": 6 - w / 9, "old.loss": 6 + w / 9} for w in (0, 1, 2)
+    ]
+    html = build_report(replace(RUN, summary={**RUN.summary, "continued": continued}, metrics=metrics))
+    for text in ("On the new text it gained 0.366 nats.", "limit on forgetting 6.20", "-0.366", "+0.125"):
+        assert text in html, text
+    assert "new text" not in build_report(RUN)

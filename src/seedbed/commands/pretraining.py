@@ -275,6 +275,7 @@ def pretrain(
         summary["continued"] = gained_and_forgotten(
             setting.state.hooks["continued"]["before"],
             scores,
+            max_forgetting=recipe.start.max_forgetting,
             stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
         )
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:

@@ -71,6 +71,7 @@ def build_report(run: RunReport) -> str:
     writer = _Writer(run)
     writer.result()
     writer.curve()
+    writer.continued()
     writer.beside()
     writer.samples()
     writer.corpus()
@@ -166,6 +167,45 @@ class _Writer:
             )
         )
         self.explain("curve")
+
+    def continued(self) -> None:
+        """Loss on the new and the old text from before the first step, with the limit on forgetting drawn in."""
+        said = self.summary.get("continued", {})
+        old = [
+            (float(line["window"]), float(line["old.loss"]))
+            for line in self.validations
+            if "old.loss" in line
+        ]
+        if not said and not old:
+            return
+        self.page.section(self.heading("continued"))
+        if said:
+            self.page.text(f"{said['sentence'][:1].upper()}{said['sentence'][1:]}.")
+        if old:
+            new = [(float(line["window"]), float(line["loss"])) for line in self.validations]
+            limit = said.get("max_forgetting")
+            self.page.line_chart(
+                Chart(
+                    title=self.heading("domains_chart"),
+                    x_label=self.label("step"),
+                    y_label=self.label("loss_axis"),
+                    series=[
+                        Series(self.label("new_text"), new, has_markers=True, color=1),
+                        Series(self.label("old_text"), old, has_markers=True, color=0),
+                    ],
+                    references=[] if limit is None else [Reference(self.label("limit"), old[0][1] + limit)],
+                )
+            )
+        rows = [
+            [self.label(f"{name}_text"), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+            for name in ("new", "old")
+            if (before := said.get(f"{name}_loss_before")) is not None
+            and (after := said.get(f"{name}_loss_after")) is not None
+        ]
+        if rows:
+            header = [self.label(key) for key in ("text_size", "loss_before", "loss_after", "change")]
+            self.page.table(header, rows, align="lrrr")
+        self.explain("continued")
 
     def beside(self) -> None:
         """The final figures beside the baselines."""

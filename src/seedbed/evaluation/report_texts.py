@@ -13,6 +13,7 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "title": ("Pretraining report", "预训练报告"),
     "result": ("What came out", "结果"),
     "curve": ("How the loss fell", "损失曲线"),
+    "continued": ("What was gained, and what was forgotten", "学到了什么，遗忘了什么"),
     "beside": ("Beside what the text alone makes possible", "与语料基线对比"),
     "samples": ("Before and after training", "训练前后的样例"),
     "corpus": ("The text", "语料"),
@@ -28,6 +29,13 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "train_loss": ("training, smoothed", "训练（平滑）"),
     "train_raw": ("training, each step", "训练（每步）"),
     "valid_loss": ("validation", "验证"),
+    "domains_chart": ("Validation loss on the new and the old text", "新旧文本上的验证损失"),
+    "new_text": ("new text", "新文本"),
+    "old_text": ("old text", "旧文本"),
+    "limit": ("limit on forgetting", "遗忘上限"),
+    "loss_before": ("loss before", "训练前损失"),
+    "loss_after": ("loss after", "训练后损失"),
+    "change": ("change, nats", "变化（奈特）"),
     "uniform": ("uniform", "均匀"),
     "unigram": ("unigram", "一元"),
     "bigram": ("bigram", "二元"),
@@ -115,6 +123,14 @@ PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
         " training loss falls, the model has begun to learn the training text by heart.",
         "损失表示模型对正确答案的意外程度，单位为奈特，越低越好。虚线是在相同目标上仅靠计数所能达到的损失。验"
         "证文本从不参与训练：如果训练损失下降而验证损失回升，说明模型开始死记训练文本。",
+    ),
+    "continued": (
+        "The run went on from a finished model. Each curve is scored at its own stored targets, the same ones from before the"
+        " first step (step 0) to the end, so a fall on the new text is what was gained and a rise on the old text is what was"
+        " forgotten. The two levels do not compare with each other: the texts differ. The figures after training are those"
+        " of the exported weights.",
+        "本次训练从一个已训练好的模型继续。两条曲线各自在固定的目标上计算，从第一步之前（第 0 步）到结束始终相同：新文本"
+        "上的下降即学到的，旧文本上的上升即遗忘的。两条曲线的高低不能互相比较，因为文本不同。训练后的数字属于导出的权重。",
     ),
     "beside": (
         "All rows are scored at the same {targets} targets of the validation text. Perplexity is e to the loss: among how"

@@ -76,13 +76,18 @@ class ForgettingHook(Hook):
 
 
 def gained_and_forgotten(
-    before: Mapping[str, float], after: Mapping[str, float], *, stopped_because: str = ""
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    max_forgetting: float | None = None,
+    stopped_because: str = "",
 ) -> dict[str, Any]:
     """Return losses before and after, their differences, why the run stopped early, if it did, and a sentence of it all.
 
     Args:
         before: scores before the first step; those of the old text are prefixed `old.` and may be missing.
         after: scores of what was exported, at the same targets.
+        max_forgetting: the limit, repeated for the report.
         stopped_because: a reason, or "".
     """
     result: dict[str, Any] = {
@@ -97,6 +102,7 @@ def gained_and_forgotten(
             "old_loss_before": before[old],
             "old_loss_after": after[old],
             "forgotten": after[old] - before[old],
+            "max_forgetting": max_forgetting,
         }
     return result | {"sentence": _sentence(result)}
 
