@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.rows import dense_batch, places_behind
 
 __all__ = ["NextButOne", "NextButOneConfig"]
@@ -59,19 +57,3 @@ class NextButOne(Objective):
         real = torch.arange(1, rows.shape[1])[None, :] < rows.lengths[:, None]
         at = places_behind(rows, 0)[:, :-1]
         return batch, {"next_but_one": Targets(at=at[real], values=rows.ids[:, 1:][real])}
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict where there are targets."""
-        target = targets["next_but_one"]
-        hidden = modules["trunk"](
-            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
-        )
-        return {"next_but_one": Prediction(hidden.last, modules["head"], target)}

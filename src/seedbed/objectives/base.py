@@ -257,7 +257,6 @@ class Objective(ABC):
     ) -> tuple[Batch, dict[str, Targets]]:
         """Make a batch and its targets; pure. `progress` in [0, 1] is how far the run is, for scheduled rates."""
 
-    @abstractmethod
     def predict(
         self,
         modules: Mapping[str, nn.Module],
@@ -267,7 +266,18 @@ class Objective(ABC):
         dropout_key: Tensor | None = None,
         embedding_delta: Tensor | None = None,
     ) -> dict[str, Prediction]:
-        """Run the model and say which features and head answer for each term."""
+        """Run the model and say which features and head answer for each term.
+
+        Unless overridden, the model's own head answers for one term, where its targets are: the trunk's last layer computes
+        nothing else, unless they are everywhere.
+        """
+        ((term, target),) = targets.items()
+        side = batch.input_ids if target.stream == "input" else batch.decoder_input_ids
+        assert side is not None, "a query stream needs a predict of its own"
+        at = None if target.at.shape[0] == side.numel() else target.at
+        hidden = modules["trunk"](batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=at)
+        features = hidden.last if at is not None else features_at(hidden, target)
+        return {term: Prediction(features, modules["head"], target)}
 
     def for_evaluation(self) -> Objective:
         """Return the objective whose targets evaluation stores: fixed rates, the field's standard corruption."""

@@ -7,17 +7,15 @@ that each token of the store is a target exactly once an epoch; elsewhere rows o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary, features_at
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.rows import dense_batch
 
 __all__ = ["CausalLM", "CausalLMConfig"]
@@ -76,17 +74,3 @@ class CausalLM(Objective):
         if not rows.is_full:
             weights = (torch.arange(length)[None, :] < rows.lengths[:, None]).float().reshape(-1)
         return batch, {"causal_lm": Targets(at=at, values=rows.ids.reshape(-1), weights=weights)}
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict everywhere."""
-        hidden = modules["trunk"](batch, dropout_key=dropout_key, embedding_delta=embedding_delta)
-        target = targets["causal_lm"]
-        return {"causal_lm": Prediction(features_at(hidden, target), modules["head"], target)}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seedbed.batch import Batch, Targets
 from seedbed.errors import IncompatibleError
-from seedbed.objectives.base import Prediction, Vocabulary
+from seedbed.objectives.base import Vocabulary
 
-__all__ = ["decoder_inputs", "encoder_side", "predict_decoder", "start_id"]
+__all__ = ["decoder_inputs", "encoder_side", "start_id"]
 
 
 def start_id(vocabulary: Vocabulary) -> int:
@@ -38,18 +35,3 @@ def encoder_side(lengths: Tensor, width: int) -> Tensor | None:
     """Return segments (B, width) int32 of rows of these lengths, 0 past their ends; None where none is shorter."""
     inside = torch.arange(width)[None, :] < lengths[:, None]
     return None if bool(inside.all()) else inside.to(torch.int32)
-
-
-def predict_decoder(
-    term: str,
-    modules: Mapping[str, nn.Module],
-    batch: Batch,
-    targets: Mapping[str, Targets],
-    *,
-    dropout_key: Tensor | None = None,
-    embedding_delta: Tensor | None = None,
-) -> dict[str, Prediction]:
-    """Predict a term's targets, which are all of the decoder's places in order."""
-    target = targets[term]
-    hidden = modules["trunk"](batch, dropout_key=dropout_key, embedding_delta=embedding_delta)
-    return {term: Prediction(hidden.last.flatten(0, 1), modules["head"], target)}

@@ -10,20 +10,19 @@ token between.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.store import DOCUMENT, SENTENCE, SPECIAL
 from seedbed.data.views import Rows
 from seedbed.errors import IncompatibleError
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
-from seedbed.objectives.decoder_side import decoder_inputs, encoder_side, predict_decoder, start_id
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
+from seedbed.objectives.decoder_side import decoder_inputs, encoder_side, start_id
 
 __all__ = ["Denoising", "DenoisingConfig", "shuffled_sentences"]
 
@@ -152,20 +151,6 @@ class Denoising(Objective):
         is_mask = torch.zeros(num_rows, width, dtype=torch.bool).scatter(1, place, True)
         read = ids.gather(1, source.clamp(min=0, max=length - 1))
         return torch.where(is_mask, self.mask_id, read)
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict every token the decoder writes."""
-        return predict_decoder(
-            "denoising", modules, batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
-        )
 
 
 def shuffled_sentences(rows: Rows, draws: Draws) -> Tensor:

@@ -10,21 +10,20 @@ evenly; the three marks push the last three tokens out of the row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.store import DOCUMENT, SPECIAL
 from seedbed.data.views import Rows
 from seedbed.hashing import threshold
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.causal_lm import CausalLM, CausalLMConfig
 from seedbed.objectives.sentinels import mark_id
 
@@ -131,25 +130,6 @@ class FillInMiddle(Objective):
             np.concatenate([ids[:begin], document, ids[end:]]),
             np.concatenate([marks[:begin], own, marks[end:]]),
         )
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict everywhere."""
-        found = self._causal.predict(
-            modules,
-            batch,
-            {"causal_lm": targets["fill_in_middle"]},
-            dropout_key=dropout_key,
-            embedding_delta=embedding_delta,
-        )
-        return {"fill_in_middle": found["causal_lm"]}
 
 
 def _document_at(marks: np.ndarray, place: int) -> tuple[int, int]:

@@ -138,13 +138,10 @@ class MaskedDiffusion(Objective):
         embedding_delta: Tensor | None = None,
     ) -> dict[str, Prediction]:
         """Predict at hidden places; the mask token itself is never an answer (zero masking probability, section 3.2.3)."""
-        target = targets["masked_diffusion"]
-        hidden = modules["trunk"](
-            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
+        never = {**modules, "head": _NeverMask(modules["head"], self.mask_id)}
+        return super().predict(
+            never, batch, targets, dropout_key=dropout_key, embedding_delta=embedding_delta
         )
-        return {
-            "masked_diffusion": Prediction(hidden.last, _NeverMask(modules["head"], self.mask_id), target)
-        }
 
 
 class _NeverMask(nn.Module):

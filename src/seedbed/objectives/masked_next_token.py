@@ -10,17 +10,15 @@ targets of a row is exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.masking import Masking, MaskingConfig
 from seedbed.objectives.rows import dense_batch, places_behind
 
@@ -92,19 +90,3 @@ class MaskedNextToken(Objective):
         )
         # Raw place i is read at i + 1 and so predicted at i.
         return batch, {"masked_next_token": masked.targets(places_behind(rows, 0))}
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict at the places before hidden tokens only."""
-        target = targets["masked_next_token"]
-        hidden = modules["trunk"](
-            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
-        )
-        return {"masked_next_token": Prediction(hidden.last, modules["head"], target)}

@@ -8,18 +8,16 @@ documents, the prefix may end in any of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.rows import dense_batch, places_behind
 
 __all__ = ["PrefixLM", "PrefixLMConfig"]
@@ -93,19 +91,3 @@ class PrefixLM(Objective):
         batch = replace(batch, attention="order", attend_order=order)
         targets = Targets(at=places_behind(rows, 0)[predicted], values=rows.ids[predicted])
         return batch, {"prefix_lm": targets}
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict behind the prefix only."""
-        target = targets["prefix_lm"]
-        hidden = modules["trunk"](
-            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
-        )
-        return {"prefix_lm": Prediction(hidden.last, modules["head"], target)}

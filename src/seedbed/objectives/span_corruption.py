@@ -10,19 +10,18 @@ number of spans is bounded by the reserved tokens of the vocabulary, and rows ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows
 from seedbed.errors import IncompatibleError
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
-from seedbed.objectives.decoder_side import decoder_inputs, encoder_side, predict_decoder, start_id
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
+from seedbed.objectives.decoder_side import decoder_inputs, encoder_side, start_id
 from seedbed.objectives.sentinels import mark_id, num_span_sentinels, span_sentinels
 
 __all__ = ["SpanCorruption", "SpanCorruptionConfig", "random_spans"]
@@ -174,25 +173,6 @@ class SpanCorruption(Objective):
         pairs = torch.stack([sentinel, ids], dim=2)  # a span's first token is written behind its sentinel
         written = pairs[torch.stack([begins, is_noise], dim=2)].reshape(num_rows, -1)
         return read, written
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict every token the decoder writes."""
-        return predict_decoder(
-            "span_corruption",
-            modules,
-            batch,
-            targets,
-            dropout_key=dropout_key,
-            embedding_delta=embedding_delta,
-        )
 
 
 def random_spans(length: int, noise: int, spans: int, first: Tensor, second: Tensor) -> Tensor:

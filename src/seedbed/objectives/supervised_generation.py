@@ -8,20 +8,19 @@ BIAS: an answer that was cut to the row length is taught to end where it was cut
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.draws import Draws
 from seedbed.data.examples import ExampleTokens, ExampleView
 from seedbed.data.views import Rows, RowSource, View
 from seedbed.errors import ConfigError, IncompatibleError
-from seedbed.objectives.base import Objective, ObjectiveConfig, Prediction, Vocabulary
+from seedbed.objectives.base import Objective, ObjectiveConfig, Vocabulary
 from seedbed.objectives.task_rows import frame_of, frame_rows
 from seedbed.tasks import TaskConfig, TaskData, read_task
 
@@ -161,22 +160,6 @@ class SupervisedGeneration(Objective):
         )
         places = (decoder_segments > 0).reshape(-1).nonzero()[:, 0]
         return batch, {"answer": Targets(at=places, values=values.reshape(-1)[places], stream="decoder")}
-
-    def predict(
-        self,
-        modules: Mapping[str, nn.Module],
-        batch: Batch,
-        targets: Mapping[str, Targets],
-        *,
-        dropout_key: Tensor | None = None,
-        embedding_delta: Tensor | None = None,
-    ) -> dict[str, Prediction]:
-        """Predict the answer's tokens only."""
-        target = targets["answer"]
-        hidden = modules["trunk"](
-            batch, dropout_key=dropout_key, embedding_delta=embedding_delta, at=target.at
-        )
-        return {"answer": Prediction(hidden.last, modules["head"], target)}
 
 
 def _slice(ids: Tensor, starts: Tensor, lengths: Tensor, pad: int) -> Tensor:
