@@ -14,7 +14,7 @@ from seedbed.commands import pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.stages import prepare
 from seedbed.config import validate
-from seedbed.errors import IncompatibleError
+from seedbed.errors import DataError, IncompatibleError
 from seedbed.objectives import OBJECTIVES
 from seedbed.objectives.combination import COMBINATIONS
 from seedbed.recipe import Recipe
@@ -161,3 +161,35 @@ def use(model, name):
     else:
         with pytest.raises(IncompatibleError, match="fill in the middle"):
             model.fill_in("The cat", "the river.")
+
+
+WRONG = {
+    "replaced tokens on a decoder": ("replaced_token", "llama", "trains an encoder"),
+    "span corruption on an encoder": ("span_corruption", "modernbert", "trains an encoder-decoder"),
+    "prefixes on an encoder": ("prefix_lm", "bert", "trains a decoder"),
+    "permutations without a query stream": ("permutation_lm", "bert", "query stream"),
+    "sentence order on a decoder": ("sentence_order", "gpt2", "trains an encoder"),
+    "the hybrid on an encoder": ("hybrid", "modernbert", "trains a decoder"),
+    "masks on an encoder-decoder": ("masked_lm", "t5", "trains an encoder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_combination_is_refused_before_the_first_step(case, prepared, corpus, tmp_path):
+    name, family, message = WRONG[case]
+    data = values(corpus, tmp_path / "run", objective={"name": name}, model={"name": family})
+    with pytest.raises(IncompatibleError, match=message) as refused:
+        train(prepared, data)
+    assert refused.value.hint
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_pairs_of_a_text_without_sentences_are_refused(tmp_path):
+    """A text where every document is one sentence has nothing to put in order."""
+    path = tmp_path / "words.txt"
+    path.write_text("\n\n".join(f"the cat number {i} sings" for i in range(200)) + "\n", encoding="utf-8")
+    data = values(path, tmp_path / "run", objective={"name": "sentence_order"})
+    recipe = validate(Recipe, data, place="test")
+    with pytest.raises((IncompatibleError, DataError)) as refused:
+        pretraining.pretrain(recipe, prepare(recipe, Console(as_json=True)), Console(as_json=True))
+    assert refused.value.hint
