@@ -278,6 +278,55 @@ def test_a_start_can_be_made_larger(texts, base, tmp_path):
     assert summary["start"]["changed"] == ["positions 512 -> 1024", "layers 2 -> 3 (identity)"]
 
 
+def test_words_of_the_new_text_join_the_vocabulary(texts, base, tmp_path):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    from seedbed.tokenizer.tokenizer import Tokenizer
+
+    start = {
+        "path": str(base),
+        "extend_vocabulary": {"num_tokens": 6, "min_count": 5},
+        "replay": {"share": 0.25},
+    }
+    data = values([texts[1]], tmp_path / "run", start=start)
+    summary = train(data)
+    old, new = Tokenizer.load(base / "model"), Tokenizer.load(tmp_path / "run" / "model")
+    report = json.loads((tmp_path / "run" / "tokenizer" / "report.json").read_text())
+    made, after = report["extension"], report["validation"]["all"]
+    assert (
+        made["added"] == new.vocab_size - old.vocab_size == 3
+    )  # the others hold letters the old text never had
+    assert after["tokens_per_word"] < made["validation_before"]["all"]["tokens_per_word"]
+    assert len(new.encode("storm")) == 1 < len(old.encode("storm"))
+    model = load(tmp_path / "run").model
+    assert model.config.vocab_size == new.vocab_size
+    # A row of 32 and an offset for each word; the head is tied.
+    (change,) = summary["start"]["changed"]
+    assert change.endswith("99 weights more")
+    # The old text keeps its tokens and targets; new words take a little probability from the others.
+    (at_start, *_) = lines_of(tmp_path / "run", "validation")
+    before = json.loads((base / "summary.json").read_text())["valid"]
+    assert at_start["old.targets"] == before["targets"]
+    assert before["loss"] - 1e-3 < at_start["old.loss"] < before["loss"] + 1.0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert theirs("The storm.", add_special_tokens=False)["input_ids"] == new.encode("The storm.")
+    assert (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model").config.vocab_size == new.vocab_size
+    )
+    # The next run starts from there, and its old text is the base's, with fewer words still.
+    again = values(
+        [texts[1]], tmp_path / "next", start={"path": str(tmp_path / "run"), "replay": {"run": str(base)}}
+    )
+    assert "forgotten" in train(again)["continued"]
+    other = values([texts[1]], tmp_path / "other", tokenizer=VOCABULARY | {"vocab_size": 120}, model=SMALL)
+    train(other)
+    wrong = values(
+        [texts[1]], tmp_path / "wrong", start={"path": str(base), "replay": {"run": str(tmp_path / "other")}}
+    )
+    with pytest.raises(IncompatibleError, match="holds tokens of tokenizer"):
+        train(wrong)
+
+
 @pytest.mark.parametrize(
     ("sections", "kind", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,35 @@ def tokenizer_stage(recipe: Recipe, corpus: Artifact, console: Console, *, repla
     if (path := start_tokenizer(recipe)) is not None:
         section = section.updated(path=path)
     with console.bars():
-        return build_tokenizer(
+        artifact = build_tokenizer(
             section,
             lambda split: (document.text for document in iter_documents(corpus, split)),
+            extension=recipe.start.extend_vocabulary,
             corpus_digest=corpus.digest,
             run=recipe.run_folder(),
             replace=replace,
             progress=console.progress,
         )
+    report = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    if "extension" in report:
+        _describe_extension(report, console)
+    return artifact
+
+
+def _describe_extension(report: dict[str, Any], console: Console) -> None:
+    """Say which words joined the vocabulary, and what that changes on the validation split."""
+    made = report["extension"]
+    rows = [
+        [row["token"], f"{row['count']:,}", " ".join(row["before"]), f"{row['saved']:,}"]
+        for row in made["words"][:10]
+    ]
+    console.table(rows, header=["word", "count", "before", "tokens saved"])
+    before, after = made["validation_before"]["all"], report["validation"]["all"]
+    console.note(
+        f"{made['added']:,} tokens added ({made['vocab_size_before']:,} to {report['vocab_size']:,}); on the validation split"
+        f" {before['tokens_per_word']:.3f} to {after['tokens_per_word']:.3f} tokens a word,"
+        f" {before['bytes_per_token']:.2f} to {after['bytes_per_token']:.2f} bytes a token"
+    )
 
 
 def tokens_stage(

@@ -20,12 +20,14 @@ from seedbed.data.store import TokenStore
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.models.config import TransformerConfig
 from seedbed.models.extend_positions import extend_positions
+from seedbed.models.extend_vocabulary import extend_vocabulary
 from seedbed.models.folder import read_model
 from seedbed.models.grow import stack_layers, widen
 from seedbed.models.heads import LMHead, make_head
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.presets import PRESETS, FamilyConfig
 from seedbed.recipe import Recipe
+from seedbed.tokenizer.extend import is_extension, pieces_of_new
 from seedbed.tokenizer.tokenizer import Tokenizer
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.start import StartConfig
@@ -112,7 +114,7 @@ def open_start(recipe: Recipe, tokenizer: Tokenizer) -> Start | None:
             hint="the model was trained on or replaced; leave out start.digest to start from what is there",
         )
     own = Tokenizer.load(folder)
-    if own.digest != tokenizer.digest:
+    if own.digest != tokenizer.digest and not is_extension(tokenizer, own):
         raise IncompatibleError(
             f"{folder} was trained with tokenizer {own.digest[:12]}, the run has {tokenizer.digest[:12]}.",
             hint="leave out the tokenizer section, so that the start's is used",
@@ -136,7 +138,15 @@ def open_start(recipe: Recipe, tokenizer: Tokenizer) -> Start | None:
         report["new"].append("head")
     else:
         report["taken"].append("head")
-    changed = _changed(LanguageModel(model.trunk, head), config, recipe.training.seed, report["changed"])
+    changed = LanguageModel(model.trunk, head)
+    if own.digest != tokenizer.digest:
+        before = sum(p.numel() for p in changed.parameters())
+        changed = extend_vocabulary(changed, pieces_of_new(tokenizer, own))
+        grown = sum(p.numel() for p in changed.parameters()) - before
+        report["changed"].append(
+            f"vocabulary {own.vocab_size} -> {tokenizer.vocab_size} (words in tokenizer/report.json), {grown:,} weights more"
+        )
+    changed = _changed(changed, config, recipe.training.seed, report["changed"])
     dropout = {key: section[key] for key in _MAY_CHANGE if key in section}
     if dropout:
         changed = _described(changed, changed.config.updated(**dropout))
@@ -282,7 +292,7 @@ def _described(model: LanguageModel, config: TransformerConfig) -> LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class OldText:
-    """Hold the token store of the text that came before, and its tokenizer."""
+    """Hold the token store of the text that came before, and its tokenizer, which may lack words the run has added."""
 
     run: Path
     tokens: Artifact
@@ -311,9 +321,12 @@ def open_old_text(config: StartConfig, start: Start | None, tokenizer: Tokenizer
         return None
     tokens = open_verified(run / "tokens", stage="tokens")
     store = TokenStore.open(tokens)
+    own = tokenizer
     if store.tokenizer_digest != tokenizer.digest:
+        own = Tokenizer.load(run / "tokenizer")
+    if store.tokenizer_digest != own.digest or not is_extension(tokenizer, own):
         raise IncompatibleError(
             f"{run} holds tokens of tokenizer {store.tokenizer_digest[:12]}, the run has {tokenizer.digest[:12]}.",
             hint="replay text from a run with the start's tokenizer, or tokenise the old text anew with it",
         )
-    return OldText(run, tokens, store, tokenizer)
+    return OldText(run, tokens, store, own)

@@ -94,6 +94,11 @@ class Tokenizer:
         loaded = read_tokenizer(Path(path), lowercase=lowercase)
         return cls(loaded.backend, declared=loaded.declared, notes=loaded.notes)
 
+    @property
+    def backend(self) -> Backend:
+        """Return the Rust tokenizer; not to be changed."""
+        return self._backend
+
     @cached_property
     def digest(self) -> str:
         """Return a content hash over all that decides ids; equal digests give equal ids for every text.

@@ -19,6 +19,7 @@ from seedbed.artifact import Artifact, current_stage, publish_stage, write_json
 from seedbed.config import Config
 from seedbed.errors import DataError
 from seedbed.progress import Progress, silent
+from seedbed.tokenizer.extend import ExtendVocabularyConfig, extend, propose, table
 from seedbed.tokenizer.learn import ALGORITHMS
 from seedbed.tokenizer.report import measure
 from seedbed.tokenizer.special import special_tokens
@@ -129,6 +130,7 @@ def build_tokenizer(
     *,
     corpus_digest: str,
     run: Path,
+    extension: ExtendVocabularyConfig | None = None,
     replace: bool = False,
     progress: Progress = silent,
 ) -> Artifact:
@@ -139,6 +141,7 @@ def build_tokenizer(
         texts: gives the document texts of a split ("train", "validation"), anew at each call.
         corpus_digest: content digest of the corpus; part of the key.
         run: the run folder.
+        extension: with `config.path`: words of the training text to add.
         replace: build anew where a stage made differently stands.
         progress: told the bytes read.
 
@@ -148,13 +151,16 @@ def build_tokenizer(
     Raises:
         ConfigError: the vocabulary is smaller than its alphabet.
         DataError: no text to learn from, or `config.path` is not a tokenizer.
-        IncompatibleError: the run holds a tokenizer made differently and `replace` is false.
+        IncompatibleError: the run holds a tokenizer made differently and `replace` is false, or the loaded one cannot be
+            extended.
     """
     loaded = Tokenizer.load(config.path, lowercase=config.lowercase) if config.path is not None else None
     inputs = {"corpus": corpus_digest}
     if loaded is not None:
         inputs["tokenizer"] = loaded.digest
     plain = config.model_dump(mode="json")
+    if extension is not None and extension.num_tokens:
+        plain["extend_vocabulary"] = extension.model_dump(mode="json")
     done = current_stage(run, STAGE, version=VERSION, config=plain, inputs=inputs, replace=replace)
     if done is not None:
         return done
@@ -164,6 +170,8 @@ def build_tokenizer(
             tokenizer, made = _learn(config, texts, progress)
         else:
             tokenizer, made = loaded, {"loaded": str(config.path), "notes": list(loaded.notes)}
+            if extension is not None and extension.num_tokens:
+                tokenizer, made["extension"] = _extended(loaded, extension, texts, progress)
         for note in made["notes"]:
             _log.warning("tokenizer: %s", note)
         tokenizer.save(draft.path)
@@ -185,19 +193,39 @@ def build_tokenizer(
     return artifact
 
 
+def _extended(
+    loaded: Tokenizer,
+    config: ExtendVocabularyConfig,
+    texts: Callable[[str], Iterable[str]],
+    progress: Progress,
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """Add words of the training split; return the tokenizer and what the report says of them."""
+    sample = sample_lines(_told(texts, progress), budget_bytes=int(config.sample_mib * 2**20))
+    proposals = propose(loaded, sample.lines, num_tokens=config.num_tokens, min_count=config.min_count)
+    tokenizer = extend(loaded, proposals, num_tokens=config.num_tokens)
+    return tokenizer, {
+        "vocab_size_before": loaded.vocab_size,
+        "added": tokenizer.vocab_size - loaded.vocab_size,
+        "sample_bytes": sample.num_bytes,
+        "validation_before": measure(loaded, texts("validation")),
+        "words": table(tokenizer, loaded, proposals),
+    }
+
+
+def _told(texts: Callable[[str], Iterable[str]], progress: Progress) -> Iterator[str]:
+    """Yield the training texts and tell how many bytes were read."""
+    done = 0
+    for text in texts("train"):
+        yield text
+        done += len(text.encode("utf-8"))
+        progress("reading", done=done, total=None, unit="bytes")
+
+
 def _learn(
     config: TokenizerConfig, texts: Callable[[str], Iterable[str]], progress: Progress
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """Learn from a sample of the training split; return the tokenizer and what the report says of it."""
-
-    def told() -> Iterator[str]:
-        done = 0
-        for text in texts("train"):
-            yield text
-            done += len(text.encode("utf-8"))
-            progress("reading", done=done, total=None, unit="bytes")
-
-    sample = sample_lines(told(), budget_bytes=int(config.sample_mib * 2**20))
+    sample = sample_lines(_told(texts, progress), budget_bytes=int(config.sample_mib * 2**20))
     if not sample.lines:
         raise DataError(
             "the training split holds no text to learn a vocabulary from.", hint="check the corpus stage"

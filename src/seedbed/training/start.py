@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from seedbed.config import Config
 from seedbed.models.extend_positions import Extension
 from seedbed.models.grow import Depth
+from seedbed.tokenizer.extend import ExtendVocabularyConfig
 
 __all__ = ["GrowConfig", "ReplayConfig", "StartConfig"]
 
@@ -75,6 +76,9 @@ class StartConfig(Config):
         description="How they are extended: repeat, interpolate (learned); ntk, interpolate (rope). null: the first.",
     )
     grow: GrowConfig = Field(default_factory=GrowConfig, description="Make the model larger.")
+    extend_vocabulary: ExtendVocabularyConfig = Field(
+        default_factory=ExtendVocabularyConfig, description="Add words of the new text to the vocabulary."
+    )
     replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Old text among the new.")
     max_forgetting: float | None = Field(
         None,
@@ -103,6 +107,11 @@ class StartConfig(Config):
 
     @property
     def changes_shapes(self) -> bool:
-        """Say whether the model is grown."""
+        """Say whether weights change their shapes."""
         grow = self.grow
-        return grow.num_layers is not None or grow.width_factor > 1 or grow.ffn_size is not None
+        return (
+            self.extend_vocabulary.num_tokens > 0
+            or grow.num_layers is not None
+            or grow.width_factor > 1
+            or grow.ffn_size is not None
+        )
