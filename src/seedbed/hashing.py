@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["fold", "key_from", "mix", "threshold"]
+__all__ = ["fold", "key_from", "mix", "threshold", "uniform_values"]
 
 _GOLDEN = 0x9E3779B9
 
@@ -76,3 +76,14 @@ def threshold(probability: float) -> int:
     if not 0.0 <= probability < 1.0:
         raise ValueError(f"a probability must be in [0, 1), not {probability}")
     return round(probability * 2**32) - 2**31
+
+
+def uniform_values(key: Tensor, row_ids: Tensor, length: int, width: int) -> Tensor:
+    """Return (B, length, width) float32 in [-1, 1], each a function of (key, row, position, channel).
+
+    For what is a number by nature (the start of a disturbance); choices are made with `threshold`.
+    """
+    positions = torch.arange(length, dtype=torch.int32, device=row_ids.device)
+    channels = torch.arange(width, dtype=torch.int32, device=row_ids.device)
+    places = fold(fold(key, row_ids)[:, None], positions)
+    return fold(places[..., None], channels).to(torch.float32) / 2**31

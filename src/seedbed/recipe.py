@@ -20,6 +20,7 @@ from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tokenizer.train import TokenizerConfig
 from seedbed.training.config import DataConfig, TrainingConfig
+from seedbed.training.regularisation import RegularisationConfig
 from seedbed.training.start import StartConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Recipe(Config):
     optim: OptimSection = Field(default_factory=AdamWConfig, description="How weights are updated.")
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="How long, in which portions."
+    )
+    regularisation: RegularisationConfig = Field(
+        default_factory=RegularisationConfig, description="R-Drop and adversarial training."
     )
     runtime: RuntimeConfig = Field(
         default_factory=RuntimeConfig, description="On which machine; changes no result."

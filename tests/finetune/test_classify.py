@@ -183,32 +183,28 @@ def test_micro_batches_change_rounding_only(files, bert, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-class Still:
-    """A perturbation that disturbs nothing."""
-
-    num_passes = 1
-
-    def delta(self, index, batch, previous, gradient):
-        self.shape = tuple(previous.shape)
-        return torch.zeros_like(previous)
-
-    def weight(self, index):
-        return 1.0
-
-
-def test_perturbations_and_wrapped_objectives_reach_the_step(files, bert, tmp_path):
+@pytest.mark.parametrize(
+    "section", [{"r_drop": 1.0}, {"adversarial": {"name": "fgm"}}, {"adversarial": {"name": "smart"}}]
+)
+def test_regularisation_reaches_the_step_and_resumes(files, bert, tmp_path, section):
     plain = finetune(config(files, epochs=1), bert, tmp_path / "plain")
-    still, seen = Still(), []
+    whole = finetune(config(files, epochs=1, regularisation=section), bert, tmp_path / "whole")
+    assert whole["scores"] != plain["scores"]
+    asked = iter([False, False, True])
+    with pytest.raises(FinetuneStopped):
+        finetune(
+            config(files, epochs=1, regularisation=section),
+            bert,
+            tmp_path / "cut",
+            is_interrupted=lambda: next(asked),
+        )
+    assert finetune(config(files, epochs=1, regularisation=section), bert, tmp_path / "cut") == whole
 
-    def wrap(objective):
-        seen.append(objective.terms)
-        return objective
 
-    disturbed = finetune(config(files, epochs=1), bert, tmp_path / "still", perturbation=still, wrap=wrap)
-    assert still.shape[0] == 16
-    assert still.shape[2] == 32
-    assert seen
-    assert disturbed["scores"] == plain["scores"]
+def test_r_drop_without_dropout_is_refused_before_training(files, bert, tmp_path):
+    off = {"dropout": 0.0, "hidden_dropout": 0.0, "regularisation": {"r_drop": 1.0}}
+    with pytest.raises(ConfigError, match="dropout"):
+        finetune(config(files, **off), bert, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["modernbert", "llama", "gpt2"])

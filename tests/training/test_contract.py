@@ -276,7 +276,7 @@ class FastGradient:
     def __init__(self, first_weight: float = 1.0) -> None:
         self.first_weight = first_weight
 
-    def delta(self, index, batch, previous, gradient):
+    def delta(self, index, batch, previous, gradient, *, key=None):
         if gradient is None:
             return previous
         return 0.5 * gradient / gradient.norm().clamp(min=1e-12)
@@ -296,7 +296,7 @@ def test_a_perturbation_adds_the_gradients_of_its_passes(first_weight):
         batches,
         max_grad_norm=0.0,
         perturbation=FastGradient(first_weight),
-        hidden_size=32,
+        embedding_width=32,
     )
     count = result.counts[0, "masked_lm"]
 

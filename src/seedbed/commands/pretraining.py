@@ -330,6 +330,7 @@ def _assemble(
     ]
     for objective in objectives:
         objective.check(description)
+    objectives = [recipe.regularisation.wrap(objective, description) for objective in objectives]
     settle_form(
         description, recipe.training.model_form
     )  # refuse now what could not be exported when it is trained
@@ -527,6 +528,8 @@ def _run_window(
         max_grad_norm=recipe.optim.max_grad_norm,
         dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
         compute_dtype=setting.compute_dtype,
+        perturbation=recipe.regularisation.perturbation(),
+        embedding_width=setting.model.config.embedding_width,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_finite)
@@ -584,6 +587,8 @@ def _requested(recipe: Recipe, start: Start | None) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
+    if not recipe.regularisation.is_off:
+        values["regularisation"] = recipe.regularisation.model_dump(mode="json")
     if start is not None:
         values["model"] = start.model_section
         values["start"] = recipe.start.model_dump(mode="json") | {"digest": start.digest}

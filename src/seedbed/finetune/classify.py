@@ -35,7 +35,7 @@ from seedbed.hashing import fold, key_from
 from seedbed.metrics import METRICS
 from seedbed.models.classifier import Classifier, read_pretrained, write_classifier
 from seedbed.models.language_model import LanguageModel
-from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.classification import Classification, ClassificationConfig
 from seedbed.progress import Progress, silent
 from seedbed.tasks import Example, TaskData, choose, read_task
@@ -45,7 +45,7 @@ from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.hooks import CheckpointHook, Hook, MetricsLog, StepRecord, ValidationHook
 from seedbed.training.loop import fit
 from seedbed.training.state import TrainingState
-from seedbed.training.step import Learner, MicroBatch, Perturbation, StepResult, train_step
+from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
 __all__ = ["FINETUNE_VERSION", "FinetuneStopped", "baselines", "finetune"]
 
@@ -87,8 +87,6 @@ def finetune(
     replace: bool = False,
     progress: Progress = silent,
     is_interrupted: Callable[[], bool] = lambda: False,
-    perturbation: Perturbation | None = None,
-    wrap: Callable[[Objective], Objective] = lambda objective: objective,
 ) -> dict[str, Any]:
     """Fine-tune a model with every seed, score dev and test, publish the best; or go on where it was stopped.
 
@@ -99,8 +97,6 @@ def finetune(
         replace: start over where the folder holds another fine-tune of this task.
         progress: told of steps.
         is_interrupted: true once a signal has asked to stop.
-        perturbation: disturbs embeddings in several passes of a step (adversarial training).
-        wrap: puts another objective around the task's while training (R-Drop).
 
     Returns:
         What `metrics.json` holds.
@@ -123,7 +119,7 @@ def finetune(
         for name in getattr(config.task, split)
         if Path(name).is_file()
     }
-    settings = config.model_dump(mode="json", exclude=_FREE) | {"seeds": config.seeds}
+    settings = _settings(config) | {"seeds": config.seeds}
     may_replace = replace or _has_other_seeds_only(run / stage, settings, inputs)
     if done := current_stage(
         run, stage, version=FINETUNE_VERSION, config=settings, inputs=inputs, replace=may_replace
@@ -133,13 +129,12 @@ def finetune(
 
     # Each seed leaves its result; seeds already done are not done again.
     results = [
-        _one_seed(ground, config.seed + number, progress, is_interrupted, perturbation, wrap)
-        for number in range(config.seeds)
+        _one_seed(ground, config.seed + number, progress, is_interrupted) for number in range(config.seeds)
     ]
     deciding = config.task.metric_names()[0]
     best = max(range(len(results)), key=lambda i: (results[i]["dev"][deciding], -results[i]["dev"]["loss"]))
     summary = _summary(ground, results, best)
-    objective, learner = _learner(ground, config.seed + best, wrap)
+    objective, learner = _learner(ground, config.seed + best)
     _checkpoints(ground, config.seed + best).load_best(learner.parts, window=results[best]["best_step"])
     modules = learner.modules_by_name()
     trained = LanguageModel(modules["trunk"], None)  # type: ignore[arg-type]
@@ -173,6 +168,12 @@ def finetune(
     return summary
 
 
+def _settings(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings a result depends on; what is switched off is left out, as if it did not exist."""
+    left_out = _FREE | ({"regularisation"} if config.regularisation.is_off else set())
+    return config.model_dump(mode="json", exclude=left_out)
+
+
 def baselines(data: TaskData, split: Split) -> dict[str, float]:
     """Return the scores of always answering the training examples' most frequent class, or their mean."""
     true = np.asarray(data.targets(split))
@@ -195,7 +196,7 @@ def _prepare(
     folder = run / "finetune" / config.task.name
     if replace and folder.exists():
         shutil.rmtree(folder)
-    request = {"config": config.model_dump(mode="json", exclude=_FREE), "inputs": inputs}
+    request = {"config": _settings(config), "inputs": inputs}
     with disk_errors(folder, doing="writing"):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "request.json"
@@ -207,7 +208,7 @@ def _prepare(
                 hint="--replace starts over; another task.name keeps both",
             )
     ground = _Ground(config, data, model, hidden, tokenizer, Vocabulary.of(tokenizer), inputs, folder)
-    _objective(ground)  # refuses what does not fit
+    _learner(ground, config.seed)  # refuses what does not fit
     return ground
 
 
@@ -238,9 +239,7 @@ def _objective(ground: _Ground) -> Classification:
     return objective
 
 
-def _learner(
-    ground: _Ground, seed: int, wrap: Callable[[Objective], Objective]
-) -> tuple[Classification, Learner]:
+def _learner(ground: _Ground, seed: int) -> tuple[Classification, Learner]:
     """Return a seed's objective and its modules before the first step."""
     objective = _objective(ground)
     model = copy.deepcopy(ground.model)
@@ -252,7 +251,8 @@ def _learner(
         classifier: Any = modules["classifier"]
         classifier.initialise(seed, head, ground.hidden)
     device = ground.config.runtime.torch_device()
-    return objective, Learner([wrap(objective)], modules).to(device)
+    training = ground.config.regularisation.wrap(objective, model.trunk.config)
+    return objective, Learner([training], modules).to(device)
 
 
 def _one_seed(
@@ -260,8 +260,6 @@ def _one_seed(
     seed: int,
     progress: Progress,
     is_interrupted: Callable[[], bool],
-    perturbation: Perturbation | None,
-    wrap: Callable[[Objective], Objective],
 ) -> dict[str, Any]:
     """Train with one seed, or go on; returns its result."""
     config, data = ground.config, ground.data
@@ -269,7 +267,7 @@ def _one_seed(
     if (folder / "result.json").exists():
         saved: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return saved
-    objective, learner = _learner(ground, seed, wrap)
+    objective, learner = _learner(ground, seed)
     training = learner.objectives[0]
     device, dtype = config.runtime.torch_device(), config.runtime.compute_dtype()
     optim = config.optimizer(ground.model.config.hidden_size)
@@ -305,8 +303,8 @@ def _one_seed(
             max_grad_norm=optim.max_grad_norm,
             dropout_key=fold(key_from(seed, "dropout"), window).to(device),
             compute_dtype=dtype,
-            perturbation=perturbation,
-            hidden_size=ground.model.config.embedding_width,
+            perturbation=config.regularisation.perturbation(),
+            embedding_width=ground.model.config.embedding_width,
         )
 
     checkpoints = _checkpoints(ground, seed)

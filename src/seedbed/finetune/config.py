@@ -11,6 +11,7 @@ from seedbed.config import Config, one_of
 from seedbed.optim import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from seedbed.runtime import RuntimeConfig
 from seedbed.tasks import TaskConfig
+from seedbed.training.regularisation import RegularisationConfig
 
 if TYPE_CHECKING:
     OptimSection = OptimizerConfig
@@ -79,6 +80,10 @@ class FinetuneConfig(Config):
         gt=0.0,
         description="Peak rate; stands in for optim.learning_rate. null: 4e-4 (256 / width)^2, which is 4e-4 at 256 (measured,"
         " docs/finetuning.md) and 4.4e-5 at 768, within the 2e-5 to 5e-5 of BERT.",
+    )
+    regularisation: RegularisationConfig = Field(
+        default_factory=RegularisationConfig,
+        description="R-Drop and adversarial training (docs/regularisation.md).",
     )
     optim: OptimSection = Field(
         default_factory=AdamWConfig, description="How weights are updated, at the rate above."

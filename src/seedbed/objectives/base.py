@@ -182,8 +182,10 @@ class Objective(ABC):
         terms: names of its loss terms, in order.
         answers: what each term predicts; decides which baseline a loss is shown beside. Terms left out predict tokens.
         group_rows: rows that must stay together (in-batch negatives); micro-batches are multiples of it.
+        can_compare: losses follow from `predict` alone, so that the answers of several passes can be compared (R-Drop).
     """
 
+    can_compare: ClassVar[bool] = True
     view: str = "windows"
     terms: tuple[str, ...] = ()
     answers: Mapping[str, Answer] = {}

@@ -2,7 +2,7 @@
 
 Source: SimCSE, T. Gao et al., arXiv 2104.08821: unsupervised (equation 4: the same sentence twice, with different dropout) and
 supervised (equation 5: pairs, with hard negatives where there are some). Alignment and uniformity: T. Wang and P. Isola,
-arXiv 2005.10242, equations 5 and 6 (alpha 2, t 2).
+arXiv 2005.10242 (alpha 2, t 2).
 Differs from SimCSE: negatives come from a group of fixed size that no micro-batch and no number of workers cuts, so that the loss
 is the same however a step is spread; the hidden layer after [CLS], where there is one, serves while training only, for
 supervised pairs too; masked LM, where asked for, hides tokens of the same batch instead of in a third pass; sentences come from
@@ -152,6 +152,7 @@ class Contrastive(Objective):
         is_fixed: without a dropout key one fixed key serves, so that the two views differ in evaluation too.
     """
 
+    can_compare: ClassVar = False
     config: ContrastiveConfig
 
     def __init__(

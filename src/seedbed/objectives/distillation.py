@@ -219,6 +219,7 @@ class DistillationConfig(ObjectiveConfig):
 class Distillation(Objective):
     """Train a student beside a frozen teacher; terms of the base objective, then those of the teacher that have a weight."""
 
+    can_compare: ClassVar = False
     config: DistillationConfig
 
     def __init__(self, config: DistillationConfig, base: Objective, teacher: LanguageModel) -> None:

@@ -150,6 +150,7 @@ class ReplacedToken(Objective):
     forward pass, which of them were replaced only after the generator has answered.
     """
 
+    can_compare: ClassVar = False
     answers: Mapping[str, Answer] = {"replaced_token": "other"}
     config: ReplacedTokenConfig
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
+from seedbed.errors import IncompatibleError
 from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
 from seedbed.optim.groups import set_groups
@@ -54,10 +55,23 @@ class Perturbation(Protocol):
     A pass of weight 0 only finds the gradient of its delta; the others also train.
     """
 
-    num_passes: int
+    @property
+    def num_passes(self) -> int:
+        """Passes over a micro-batch."""
 
-    def delta(self, index: int, batch: Batch, previous: Tensor, gradient: Tensor | None) -> Tensor:
-        """Return the (B, T, D) disturbance of pass `index`, from the previous one and its gradient (zeros, None at first)."""
+    def delta(
+        self,
+        index: int,
+        batch: Batch,
+        previous: Tensor,
+        gradient: Tensor | None,
+        *,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        """Return the (B, T, E) disturbance of pass `index`, from the previous one and its gradient (zeros, None at first).
+
+        `key` is the dropout key of the step, the same in all passes: what is drawn is drawn from it.
+        """
 
     def weight(self, index: int) -> float:
         """Return the weight of pass `index` in the gradient."""
@@ -148,7 +162,7 @@ def train_step(
     dropout_key: Tensor | None = None,
     compute_dtype: torch.dtype = torch.float32,
     perturbation: Perturbation | None = None,
-    hidden_size: int = 0,
+    embedding_width: int = 0,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -167,8 +181,8 @@ def train_step(
         settings: what else is scheduled (`OptimizerConfig.settings`).
         dropout_key: 0-d int32, or None for no dropout.
         compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
-        perturbation: passes over disturbed embeddings, or None.
-        hidden_size: D of the embeddings, needed with a perturbation only.
+        perturbation: passes over disturbed embeddings, or None. The losses returned are those of the first pass.
+        embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
@@ -190,13 +204,13 @@ def train_step(
         for number in range(num_passes):
             pass_weight = 1.0
             if perturbation is not None:
-                shape = (*micro.batch.input_ids.shape, hidden_size)
+                shape = (*micro.batch.input_ids.shape, embedding_width)
                 previous = (
                     torch.zeros(shape, device=micro.batch.input_ids.device)
                     if delta is None
                     else delta.detach()
                 )
-                delta = perturbation.delta(number, micro.batch, previous, gradient).requires_grad_()
+                delta = perturbation.delta(number, micro.batch, previous, gradient, key=key).requires_grad_()
                 pass_weight = perturbation.weight(number)
             scales = {
                 term: (pass_weight or 1.0)
@@ -217,7 +231,13 @@ def train_step(
                     gradient = None if delta is None else delta.grad
                 else:
                     assert delta is not None
-                    (gradient,) = torch.autograd.grad(loss, delta)
+                    (gradient,) = torch.autograd.grad(loss, delta, allow_unused=True)
+                if delta is not None and gradient is None:
+                    name = objectives[micro.entry].config.name
+                    raise IncompatibleError(
+                        f"objective {name} does not read the embeddings adversarial training disturbs.",
+                        hint="regularisation.adversarial.name=none, or another objective",
+                    )
             if number == 0:
                 for term, value in terms.items():
                     place = (micro.entry, term)
