@@ -35,7 +35,7 @@ from seedbed.training.state import TrainingState
 
 __all__ = ["OldText", "Start", "open_old_text", "open_start", "start_tokenizer"]
 
-_MAY_CHANGE = ("hidden_dropout", "attention_dropout")
+_MAY_CHANGE = ("hidden_dropout", "attention_dropout", "stochastic_depth")
 """Keys of `model` that change no output of a finished model, so that a run may choose them anew."""
 
 

@@ -181,6 +181,13 @@ class TransformerConfig(Config):
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="On attention probabilities; forces unfused attention."
     )
+    stochastic_depth: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Rate at which the last layer's sublayers are left out for a row while training, falling to 0 towards the"
+        " first (1603.09382).",
+    )
 
     is_causal: bool = Field(
         False, description="One stack made for left-to-right prediction; false for an encoder-decoder."

@@ -283,6 +283,7 @@ _LOST_WITHOUT_HARM = {
     "special_ids",
     "hidden_dropout",
     "attention_dropout",
+    "stochastic_depth",
 }
 """What matters only before or while training: a family that cannot say it still gives the same outputs."""
 

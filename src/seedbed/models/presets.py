@@ -90,6 +90,13 @@ class FamilyConfig(Config):
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on attention probabilities; costs the fused kernel."
     )
+    stochastic_depth: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Rate at which the last layer's sublayers are left out for a row while training, falling linearly to 0"
+        " towards the first. For deep models and many passes.",
+    )
     initialisation: Initialisation | None = Field(
         None, description="How weights start. null: the family's own (docs/models.md)."
     )
@@ -140,6 +147,7 @@ class FamilyConfig(Config):
             "max_length": self.max_length,
             "hidden_dropout": self.hidden_dropout,
             "attention_dropout": self.attention_dropout,
+            "stochastic_depth": self.stochastic_depth,
             "tie_embeddings": self.tie_embeddings,
             "query_stream": self.query_stream,
             "initialisation_std": self.initialisation_std,

@@ -114,7 +114,7 @@ class Layer(nn.Module):
         norm, site = self.attention_norm, 3 * index + 1
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             assert reading is not None
-            x = self._add(x, out, norm, dropout, site=site, places=places)
+            x = self._add(x, out, norm, dropout, layer=index, site=site, places=places)
             out, seen = self.cross_attention(
                 self.cross_attention_norm(x) if pre else x,
                 reading,
@@ -128,14 +128,14 @@ class Layer(nn.Module):
             norm, site = self.cross_attention_norm, CROSS_SITES + 2 * index + 1
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)
-        x = self._add(x, out, norm, dropout, site=site, places=places, at=at)
-        x = self._feed(x, dropout, site=3 * index + 2, places=places, at=at)
+        x = self._add(x, out, norm, dropout, layer=index, site=site, places=places, at=at)
+        x = self._feed(x, dropout, layer=index, site=3 * index + 2, places=places, at=at)
         if stream is not None and answer is not None:
             site = QUERY_SITES + 3 * index
             stream = self._add(
-                stream, answer, self.attention_norm, dropout, site=site + 1, places=query_places
+                stream, answer, self.attention_norm, dropout, layer=index, site=site + 1, places=query_places
             )
-            stream = self._feed(stream, dropout, site=site + 2, places=query_places)
+            stream = self._feed(stream, dropout, layer=index, site=site + 2, places=query_places)
         return x, stream, captured
 
     def _enter(self, x: Tensor, start: Tensor | None) -> Tensor:
@@ -151,13 +151,16 @@ class Layer(nn.Module):
         x: Tensor,
         dropout: Dropout | None,
         *,
+        layer: int,
         site: int,
         places: Tensor | None,
         at: Tensor | None = None,
     ) -> Tensor:
         """Add the feed-forward block."""
         out = self.feed_forward(self.feed_forward_norm(x) if self.is_pre_norm else x)
-        return self._add(x, out, self.feed_forward_norm, dropout, site=site, places=places, at=at)
+        return self._add(
+            x, out, self.feed_forward_norm, dropout, layer=layer, site=site, places=places, at=at
+        )
 
     def _add(
         self,
@@ -166,6 +169,7 @@ class Layer(nn.Module):
         norm: nn.Module,
         dropout: Dropout | None,
         *,
+        layer: int,
         site: int,
         places: Tensor | None,
         at: Tensor | None = None,
@@ -173,6 +177,7 @@ class Layer(nn.Module):
         """Add what a sublayer gave; its norm follows where norms come after."""
         if dropout is not None and places is not None:
             out = dropout.hidden(out, site=site, places=places, at=at)
+            out = dropout.sublayer(out, site=site, layer=layer, length=places.shape[1], at=at)
         x = x + out
         if self.is_pre_norm:
             return x
@@ -332,7 +337,7 @@ class Transformer(nn.Module):
 
     def _dropout(self, batch: Batch, key: Tensor | None) -> Dropout | None:
         config = self.config
-        if key is None or not (config.hidden_dropout or config.attention_dropout):
+        if key is None or not (config.hidden_dropout or config.attention_dropout or config.stochastic_depth):
             return None
         row_ids = batch.row_ids
         if row_ids is None:
@@ -342,6 +347,8 @@ class Transformer(nn.Module):
             row_ids=row_ids,
             hidden_rate=config.hidden_dropout,
             attention_rate=config.attention_dropout,
+            depth_rate=config.stochastic_depth,
+            num_layers=config.num_layers,
         )
 
     def _plans(

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seedbed.hashing import fold
+from seedbed.hashing import fold, threshold
 
 __all__ = ["QUERY_SITES", "Dropout", "keep_mask"]
 
 QUERY_SITES = 1 << 16
 """Where the dropout sites of the query stream begin."""
+
+_DEPTH_SITES = 1 << 24
+"""Beyond any column of a row, with which they share a hash."""
 
 _M1, _M2 = 0x2C1B3C6D, 0x297A2D39
 
@@ -52,12 +55,16 @@ class Dropout:
         row_ids: (B,) unique ids of the rows.
         hidden_rate: share of hidden values dropped.
         attention_rate: share of attention probabilities dropped.
+        depth_rate: share of rows for which the last layer's sublayers are left out, see `sublayer`.
+        num_layers: L, for the rates of the layers before it.
     """
 
     key: Tensor
     row_ids: Tensor
     hidden_rate: float
     attention_rate: float
+    depth_rate: float = 0.0
+    num_layers: int = 1
 
     def places(self, columns: Tensor) -> Tensor:
         """Return int32 hashes (B, T) of rows and positions; `columns` is (T,) or (B, T). Made once, shared by all sites."""
@@ -77,6 +84,29 @@ class Dropout:
         if at is not None:
             places = places.flatten()[at]
         return self._apply(values, fold(places, site), self.hidden_rate)
+
+    def sublayer(
+        self, values: Tensor, *, site: int, layer: int, length: int, at: Tensor | None = None
+    ) -> Tensor:
+        """Leave out what a sublayer adds, for whole rows; where it stays it is scaled by 1 / (1 - rate).
+
+        Source: stochastic depth, G. Huang et al., arXiv 1603.09382, with its linear schedule: layer l of L (from 1) has the rate
+        l / L times that of the last. Differs from it: attention and feed-forward are left out apart, and scaling happens while
+        training, so that a finished model needs to know nothing of it.
+
+        Args:
+            values: (B, T, D), or (N, D) with `at`.
+            site: which sublayer.
+            layer: its depth, from 0.
+            length: T.
+            at: (N,) flat positions into (B * T).
+        """
+        rate = self.depth_rate * (layer + 1) / self.num_layers
+        if not rate:
+            return values
+        draws = fold(fold(self.key, self.row_ids), _DEPTH_SITES + site)
+        scale = (draws >= threshold(rate)).to(values.dtype) / (1 - rate)
+        return values * (scale[:, None, None] if at is None else scale[at // length][:, None])
 
     def attention(self, probabilities: Tensor, *, site: int) -> Tensor:
         """Drop attention probabilities (B, H, T, S), keyed by (row, head, query, key)."""
