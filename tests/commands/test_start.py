@@ -327,6 +327,32 @@ def test_words_of_the_new_text_join_the_vocabulary(texts, base, tmp_path):
         train(wrong)
 
 
+def test_new_text_every_day(tmp_path):
+    """Append, continue from the last state, keep the validation set: its loss is one curve over all days."""
+    runs, summaries = [], []
+    for day in range(3):
+        words = [ENGLISH, [*ENGLISH, *ENGLISH[:4]], ENGLISH[::-1]][day]
+        text = write_text(tmp_path / f"{day}.txt", words, seed=day)
+        data = values([text], tmp_path / f"run-{day}")
+        data["training"] |= {"keep_best": False}
+        if day:
+            data["corpus"] = {"inputs": [str(tmp_path / "*.txt")], "append_to": str(runs[-1])}
+            data["start"] = {"path": str(runs[-1]), "optimizer": "continue", "replay": {"share": 0.25}}
+        else:
+            data |= {"model": SMALL, "tokenizer": VOCABULARY}
+        summaries.append(train(data))
+        runs.append(tmp_path / f"run-{day}")
+    for before, run, summary in zip(summaries, runs[1:], summaries[1:], strict=False):
+        (at_start, *_) = lines_of(run, "validation")
+        assert at_start["loss"] == before["valid_loss"] == at_start["old.loss"]
+        assert at_start["targets"] == summaries[0]["valid"]["targets"]
+        assert summary["continued"]["sentence"].startswith("on the validation set it keeps it gained")
+        assert not (run / "validation-old").exists()
+        counts = open_verified(run / "corpus").counts["splits"]
+        assert counts["train"]["documents"] == 30
+        assert counts["validation"] == open_verified(runs[0] / "corpus").counts["splits"]["validation"]
+
+
 @pytest.mark.parametrize(
     ("sections", "kind", "words"),
     [

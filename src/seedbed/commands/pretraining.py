@@ -276,6 +276,7 @@ def pretrain(
             setting.state.hooks["continued"]["before"],
             scores,
             max_forgetting=recipe.start.max_forgetting,
+            keeps_validation=old is not None and old.has_validation_of(prepared.tokens),
             stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
         )
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
@@ -435,6 +436,8 @@ def _validation(
             for number, entry in enumerate(setting.entries)
         ]
         found = together(scores, ["loss"])
+        if setting.old is not None and old_stored is None:  # the same targets
+            found |= {f"{OLD}{name}": value for name, value in scores[0].items()}
         if old_stored is not None:
             old = score(
                 setting.entries[0].objective,
@@ -454,8 +457,11 @@ def _validation(
 def _old_validation(
     recipe: Recipe, prepared: Prepared, setting: _Setting, *, replace: bool
 ) -> EvaluationSet | None:
-    """Return the stored targets of the old text's validation split; its own run's, where that validated in the same way."""
-    if setting.old is None:
+    """Return the stored targets of the old text's validation split; its own run's, where that validated in the same way.
+
+    None where there is no old text, or where its validation split is the run's own (an appended corpus).
+    """
+    if setting.old is None or setting.old.has_validation_of(prepared.tokens):
         return None
     section = entries_of(recipe.objective)[0].objective
     vocabulary = Vocabulary.of(setting.old.tokenizer)  # as the old run's, should this run's have grown

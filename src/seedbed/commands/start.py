@@ -299,6 +299,14 @@ class OldText:
     store: TokenStore
     tokenizer: Tokenizer
 
+    def has_validation_of(self, tokens: Artifact) -> bool:
+        """Say whether another store has the very same validation split, as that of an appended corpus does."""
+
+        def files(artifact: Artifact) -> dict[str, Any]:
+            return {n: f for n, f in artifact.manifest["files"].items() if n.startswith("validation-")}
+
+        return files(self.tokens) == files(tokens)
+
 
 def open_old_text(config: StartConfig, start: Start | None, tokenizer: Tokenizer) -> OldText | None:
     """Open the old text of a continued run: `start.replay.run`, or the run the start belongs to; None if there is none.

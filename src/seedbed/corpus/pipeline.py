@@ -28,6 +28,7 @@ from seedbed.artifact import (
 )
 from seedbed.config import Config
 from seedbed.corpus.documents import Reading, Separator, documents_of
+from seedbed.corpus.earlier import EARLIER, Earlier, open_earlier, write_hashes
 from seedbed.corpus.normalize import UnicodeForm
 from seedbed.corpus.readers import Limits
 from seedbed.corpus.rejects import Reject, summary
@@ -53,6 +54,11 @@ class CorpusConfig(Config):
     inputs: tuple[str, ...] = Field(
         (),
         description="Files, folders and globs with the text, relative to the working folder; ~ is the home folder.",
+    )
+    append_to: str | None = Field(
+        None,
+        description="Run folder whose corpus this one continues: documents it has are left out, everything else of inputs is"
+        " trained on, and its validation and test splits are kept as they are. null: a corpus of its own.",
     )
     validation_inputs: tuple[str, ...] = Field(
         (),
@@ -108,6 +114,10 @@ class CorpusConfig(Config):
             raise ValueError(
                 "max_document_bytes must be at least max_line_bytes: documents are cut at line ends"
             )
+        if self.append_to is not None and self.validation_inputs:
+            raise ValueError(
+                "append_to keeps the validation split of the corpus before: leave out validation_inputs"
+            )
         return self
 
     def reading(self) -> Reading:
@@ -150,6 +160,9 @@ def build_corpus(
         raise ConfigError(
             "corpus.inputs is empty.", hint='name files or folders, e.g. corpus.inputs=["texts/"]'
         )
+    earlier = None
+    if config.append_to is not None:
+        earlier = open_earlier(Path(config.append_to).expanduser(), unicode_form=config.unicode_form)
     found: list[Reject] = []
     validation = find_sources(config.validation_inputs, format=config.format, report=found.append)
     train = find_sources(config.inputs, format=config.format, report=found.append)
@@ -165,6 +178,10 @@ def build_corpus(
     inputs.update({f"rejected {reject.file}": reject.kind for reject in found})
 
     values = config.model_dump(mode="json")
+    if earlier is None:
+        values.pop("append_to")
+    else:
+        inputs["append_to"] = earlier.artifact.digest
     artifact = current_stage(
         run, "corpus", version=CORPUS_VERSION, config=values, inputs=inputs, replace=replace
     )
@@ -173,7 +190,7 @@ def build_corpus(
             raise _strict_error(artifact.counts["faults"], _first_faults(artifact))
         return artifact
     with publish_stage(run, "corpus", version=CORPUS_VERSION, config=values, inputs=inputs) as draft:
-        _write(config, draft, validation, train, inputs, found, strict=strict, progress=progress)
+        _write(config, draft, validation, train, inputs, found, earlier, strict=strict, progress=progress)
     return open_verified(run / "corpus", stage="corpus", version=CORPUS_VERSION)
 
 
@@ -261,6 +278,7 @@ def _write(
     train: Sequence[Source],
     inputs: dict[str, str],
     found: Sequence[Reject],
+    earlier: Earlier | None,
     *,
     strict: bool,
     progress: Progress,
@@ -288,7 +306,10 @@ def _write(
             for document in documents_of(source, reading, ledger, tick):
                 num_read += 1
                 digest = document_hash(document.text)
-                if reject_ := _left_out(document, first.get(digest), is_validation, sources, config):
+                reject_ = None if earlier is None else _in_earlier(document, digest, earlier)
+                if reject_ := reject_ or _left_out(
+                    document, first.get(digest), is_validation, sources, config
+                ):
                     ledger(reject_)
                     continue
                 if config.deduplicate or is_validation:
@@ -299,11 +320,19 @@ def _write(
             _check_unchanged(source, sizes[index])
             done += sizes[index].st_size
         progress("reading", done=total, total=total, unit="bytes")
+        if earlier is not None:
+            for split in ("validation", "test"):
+                for kept, index, digest in earlier.documents(split):
+                    writers[split].add(kept.text, len(sources) + index, kept.line_numbers, digest)
+                    script.add(kept.text)
+            write_hashes(earlier.trained, draft.path / EARLIER)
 
     if strict and ledger.faults:
         raise _strict_error(ledger.faults, ledger.first_faults)
     _check_splits(config, {split: writer.documents for split, writer in writers.items()}, ledger)
-    write_json(draft.path / "sources.json", _describe_sources(validation, train, inputs))
+    described = _describe_sources(validation, train, inputs)
+    described += [{**source, "role": "earlier"} for source in (earlier.sources if earlier else ())]
+    write_json(draft.path / "sources.json", described)
     draft.counts.update(
         {
             "splits": {split: writer.counts() for split, writer in writers.items()},
@@ -315,6 +344,21 @@ def _write(
             **script.result(),
         }
     )
+
+
+def _in_earlier(document: Document, digest: bytes, earlier: Earlier) -> Reject | None:
+    """Return why a document that the corpus before has is not kept, or None."""
+    what = (
+        "kept for validation or test by"
+        if digest in earlier.held_out
+        else "in the training text of"
+        if digest in earlier.trained
+        else ""
+    )
+    if not what:
+        return None
+    run = earlier.artifact.path.parent
+    return Reject(document.source, document.line_numbers[0], "earlier", f"the text is {what} {run}")
 
 
 def _left_out(
@@ -349,6 +393,8 @@ def _split_of(digest: bytes, is_validation: bool, config: CorpusConfig) -> str:
     if is_validation:
         return "validation"
     position = split_position(digest, config.split_seed)
+    if config.append_to is not None:
+        return "train"
     share = 0.0 if config.validation_inputs else config.validation_fraction
     return (
         "validation" if position < share else "test" if position < share + config.test_fraction else "train"
@@ -363,8 +409,8 @@ def _check_splits(config: CorpusConfig, documents: dict[str, int], ledger: _Ledg
         raise DataError(f"no document was kept ({counts}).{faults}", hint="check the files and corpus.format")
     wanted = {
         "train": True,
-        "validation": bool(config.validation_fraction or config.validation_inputs),
-        "test": bool(config.test_fraction),
+        "validation": bool(config.validation_fraction or config.validation_inputs) and not config.append_to,
+        "test": bool(config.test_fraction) and not config.append_to,
     }
     for split, is_wanted in wanted.items():
         if is_wanted and not documents[split]:

@@ -39,6 +39,7 @@ KINDS: dict[str, Level] = {
     "wrong_ending": "file",
     # A document was read well and left out.
     "duplicate": "document",
+    "earlier": "document",
     "in_validation": "document",
     "short": "document",
     # Nothing was lost, and it should be known.

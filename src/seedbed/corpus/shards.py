@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from seedbed.document import Document
 
-__all__ = ["SCHEMA", "ShardWriter", "read_shard"]
+__all__ = ["SCHEMA", "ShardWriter", "read_hashes", "read_shard"]
 
 SCHEMA = pa.schema(
     [
@@ -114,3 +114,9 @@ def read_shard(path: Path, sources: Sequence[str]) -> Iterator[Document]:
         texts, indices, numbers = (column.to_pylist() for column in batch.columns)
         for text, index, lines in zip(texts, indices, numbers, strict=True):
             yield Document(text, sources[index], tuple(lines))
+
+
+def read_hashes(path: Path) -> Iterator[bytes]:
+    """Yield the hashes of one shard's documents, in order."""
+    for batch in pq.ParquetFile(path).iter_batches(columns=["hash"]):
+        yield from batch.column(0).to_pylist()

@@ -181,7 +181,7 @@ class _Writer:
         self.page.section(self.heading("continued"))
         if said:
             self.page.text(f"{said['sentence'][:1].upper()}{said['sentence'][1:]}.")
-        if old:
+        if old and not said.get("keeps_validation"):
             new = [(float(line["window"]), float(line["loss"])) for line in self.validations]
             limit = said.get("max_forgetting")
             self.page.line_chart(
@@ -198,7 +198,7 @@ class _Writer:
             )
         rows = [
             [self.label(f"{name}_text"), f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
-            for name in ("new", "old")
+            for name in (("new",) if said.get("keeps_validation") else ("new", "old"))
             if (before := said.get(f"{name}_loss_before")) is not None
             and (after := said.get(f"{name}_loss_after")) is not None
         ]

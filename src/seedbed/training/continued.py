@@ -80,6 +80,7 @@ def gained_and_forgotten(
     after: Mapping[str, float],
     *,
     max_forgetting: float | None = None,
+    keeps_validation: bool = False,
     stopped_because: str = "",
 ) -> dict[str, Any]:
     """Return losses before and after, their differences, why the run stopped early, if it did, and a sentence of it all.
@@ -88,12 +89,14 @@ def gained_and_forgotten(
         before: scores before the first step; those of the old text are prefixed `old.` and may be missing.
         after: scores of what was exported, at the same targets.
         max_forgetting: the limit, repeated for the report.
+        keeps_validation: the validation targets are those of the run before, so there is one text to speak of.
         stopped_because: a reason, or "".
     """
     result: dict[str, Any] = {
         "new_loss_before": before["loss"],
         "new_loss_after": after["loss"],
         "gained": before["loss"] - after["loss"],
+        "keeps_validation": keeps_validation,
         "stopped_because": stopped_because,
     }
     old = f"{OLD}loss"
@@ -115,6 +118,9 @@ def _sentence(result: Mapping[str, Any]) -> str:
         what = better if after <= before else worse
         return f"{what} {abs(after - before):.3f} nats ({before:.3f} to {after:.3f})"
 
+    if result["keeps_validation"]:
+        text = f"on the validation set it keeps it {change('new', 'gained', 'lost')}"
+        return text + (f"; stopped early: {result['stopped_because']}" if result["stopped_because"] else "")
     text = f"on the new text it {change('new', 'gained', 'lost')}"
     if "forgotten" in result:
         text += f", of the old text it {change('old', 'also gained', 'forgot')}"
