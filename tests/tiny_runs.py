@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from seedbed.artifact import open_verified
+from seedbed.commands import pretraining
+from seedbed.commands.console import Console
+from seedbed.config import validate
+from seedbed.recipe import Recipe
+from seedbed.training import loop
 
 
 def write_toy_text(folder: Path) -> Path:
@@ -130,3 +140,59 @@ def write_teacher(folder: Path, tokenizer: Any) -> Path:
     )
     tokenizer.save(folder, kind="encoder", max_length=512, token_types=True)
     return folder
+
+
+STEPS = 4
+
+
+class Signalled(list):
+    """Stand in for the signal handler: a signal arrived."""
+
+    def __init__(self):
+        super().__init__([15])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+def values(corpus, run, **sections):
+    model = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "hidden_dropout": 0.1}
+    return {
+        "run": str(run),
+        "corpus": {"inputs": [str(corpus)], "validation_fraction": 0.2},
+        "tokenizer": {"vocab_size": 300, "num_reserved": 32},
+        "data": {"row_length": 32},
+        "model": model | sections.pop("model", {}),
+        "training": {
+            "budget_steps": STEPS,
+            "batch_tokens": 512,
+            "micro_batch_rows": 8,
+            "validation_steps": 2,
+            "validation_rows": 16,
+            "keep_best": False,
+        },
+        "runtime": {"threads": 1},
+        **sections,
+    }
+
+
+def train(prepared, data, monkeypatch=None, stop_after=None):
+    """Train from the store in another run folder."""
+    recipe = validate(Recipe, data, place="test")
+    with pytest.MonkeyPatch.context() as patch:
+        if stop_after is not None:
+
+            def stopping(state, run_window, **options):
+                options["is_interrupted"] = lambda: state.window >= stop_after
+                return loop.fit(state, run_window, **options)
+
+            patch.setattr(pretraining, "fit", stopping)
+            patch.setattr(pretraining, "_signals", Signalled)
+        return pretraining.pretrain(recipe, replace(prepared, run=recipe.run_folder()), Console(as_json=True))
+
+
+def decided(run):
+    return open_verified(run / "model").digest, (run / "pretrain" / "metrics.jsonl").read_text()

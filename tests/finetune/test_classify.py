@@ -184,21 +184,27 @@ def test_micro_batches_change_rounding_only(files, bert, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "section", [{"r_drop": 1.0}, {"adversarial": {"name": "fgm"}}, {"adversarial": {"name": "smart"}}]
+    "section",
+    [
+        {"regularisation": {"r_drop": 1.0}},
+        {"regularisation": {"adversarial": {"name": "fgm"}}},
+        {"regularisation": {"adversarial": {"name": "smart"}}},
+        {"stochastic_depth": 0.5},
+    ],
 )
 def test_regularisation_reaches_the_step_and_resumes(files, bert, tmp_path, section):
     plain = finetune(config(files, epochs=1), bert, tmp_path / "plain")
-    whole = finetune(config(files, epochs=1, regularisation=section), bert, tmp_path / "whole")
+    whole = finetune(config(files, epochs=1, **section), bert, tmp_path / "whole")
     assert whole["scores"] != plain["scores"]
     asked = iter([False, False, True])
     with pytest.raises(FinetuneStopped):
         finetune(
-            config(files, epochs=1, regularisation=section),
+            config(files, epochs=1, **section),
             bert,
             tmp_path / "cut",
             is_interrupted=lambda: next(asked),
         )
-    assert finetune(config(files, epochs=1, regularisation=section), bert, tmp_path / "cut") == whole
+    assert finetune(config(files, epochs=1, **section), bert, tmp_path / "cut") == whole
 
 
 def test_r_drop_without_dropout_is_refused_before_training(files, bert, tmp_path):

@@ -170,7 +170,11 @@ def finetune(
 
 def _settings(config: FinetuneConfig) -> dict[str, Any]:
     """Return the settings a result depends on; what is switched off is left out, as if it did not exist."""
-    left_out = _FREE | ({"regularisation"} if config.regularisation.is_off else set())
+    left_out = set(_FREE)
+    if config.regularisation.is_off:
+        left_out.add("regularisation")
+    if config.stochastic_depth is None:
+        left_out.add("stochastic_depth")
     return config.model_dump(mode="json", exclude=left_out)
 
 
@@ -243,8 +247,9 @@ def _learner(ground: _Ground, seed: int) -> tuple[Classification, Learner]:
     """Return a seed's objective and its modules before the first step."""
     objective = _objective(ground)
     model = copy.deepcopy(ground.model)
-    if ground.config.hidden_dropout is not None:
-        model.trunk.config = model.config.updated(hidden_dropout=ground.config.hidden_dropout)
+    for name in ("hidden_dropout", "stochastic_depth"):
+        if (rate := getattr(ground.config, name)) is not None:
+            model.trunk.config = model.config.updated(**{name: rate})
     head: Any = model.head
     modules = objective.modules(model.trunk, head, seed=seed)
     if ground.hidden:

@@ -42,6 +42,12 @@ class FinetuneConfig(Config):
         lt=1.0,
         description="Inside the model while it learns the task. null: as it was pretrained.",
     )
+    stochastic_depth: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="Rate at which the last layer's sublayers are left out for a row. null: as it was pretrained.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=1.0, description="Share of the target mass spread over all classes."
     )
