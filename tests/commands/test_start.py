@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,43 @@ def test_replay_resumes_exactly(texts, base, tmp_path, stops):
     assert pretraining.run_digest(tmp_path / "cut") == pretraining.run_digest(tmp_path / "whole")
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(texts, base, tmp_path):
+    """What it had written (the scores of the start, best weights of later steps) must not show in the result."""
+    start = {"path": str(base), "replay": {"share": 0.3}}
+    train(values([texts[1]], tmp_path / "whole", start=start))
+    with pytest.raises(pretraining.Interrupted):
+        train(values([texts[1]], tmp_path / "cut", start=start), stop_after=5)
+    for path in (tmp_path / "cut" / "pretrain" / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)
+    train(values([texts[1]], tmp_path / "cut", start=start))
+    assert pretraining.run_digest(tmp_path / "cut") == pretraining.run_digest(tmp_path / "whole")
+
+
+def test_a_start_that_has_changed_is_another_run(texts, tmp_path):
+    base = values([texts[0]], tmp_path / "base", model=SMALL, tokenizer=VOCABULARY)
+    train(base)
+    data = values([texts[1]], tmp_path / "run", start={"path": str(tmp_path / "base")})
+    with pytest.raises(pretraining.Interrupted):
+        train(data, stop_after=3)
+    base["training"] |= {"seed": 1}
+    recipe, console = validate(Recipe, base, place="test"), Console(as_json=True)
+    pretraining.pretrain(recipe, prepare(recipe, console), console, replace=True)
+    with pytest.raises(IncompatibleError, match=r"start\.digest was"):
+        train(data)
+
+
+def test_sentence_vectors_start_from_a_masked_model(texts, base, tmp_path):
+    """Dropout makes SimCSE's two views, and is one of the few keys a start leaves to the recipe."""
+    data = values([texts[1]], tmp_path / "run", start={"path": str(base)}, objective={"name": "contrastive"})
+    data |= {"model": {"hidden_dropout": 0.1}}
+    data["objective"] |= {"group_rows": 8}
+    data["training"] |= {"batch_tokens": 512, "micro_batch_rows": 16}
+    summary = train(data)
+    assert summary["start"]["taken"][0] == "trunk"
+    assert load(tmp_path / "run").model.config.hidden_size == 32
+    assert "forgotten" in summary["continued"]
+
+
 def test_the_resolved_recipe_repeats_the_run_and_knows_its_start(texts, base, tmp_path):
     data = values([texts[1]], tmp_path / "run", start={"path": str(base), "replay": {"share": 0.3}})
     data["model"] = {"hidden_dropout": 0.1}
@@ -251,6 +289,9 @@ def test_the_last_state_is_taken_on(texts, base, tmp_path):
     assert train(data)["start"]["optimizer"] == "continue"
     with pytest.raises(IncompatibleError, match="moments do not carry over"):
         train(data | {"run": str(tmp_path / "other"), "optim": {"name": "sgd"}})
+    with pytest.raises(IncompatibleError, match="does not fit what this recipe trains") as refused:
+        train(data | {"run": str(tmp_path / "third"), "objective": {"name": "sentence_order"}})
+    assert "start.optimizer=fresh" in refused.value.hint
 
 
 def test_a_missing_head_is_new_and_listed_and_heads_without_use_are_left_out(texts, tmp_path):

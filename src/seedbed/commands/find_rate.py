@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         facts: dict[str, Any] = {
             "optimizer": recipe.optim.name,
             "objective": recipe.objective.name,
-            "model": f"{recipe.model.name} {recipe.model.preset}",
+            "model": recipe.start.path or f"{recipe.model.name} {recipe.model.preset}",
             "batch_tokens": recipe.training.batch_tokens,
             "recipe_rate": recipe.optim.learning_rate,
             "suggested": found.suggested,

@@ -169,6 +169,8 @@ def pretrain(
         checkpoints.drop_after(setting.state.window)
         _warn_of_changes(folder, recipe)
         console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
+    else:
+        checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
     samples_path = folder / "samples.json"
     if not samples_path.exists():
         write_json(samples_path, {"before": _samples(setting, prepared)})

@@ -84,7 +84,13 @@ class Start:
         """Load the last state of the start's run: all its weights, and the optimizer's moments."""
         if self.checkpoint is not None:
             folder = self.checkpoint.path.parent
-            Checkpoints(folder, inputs={}).load_parts_and_moments(state, self.checkpoint)
+            try:
+                Checkpoints(folder, inputs={}).load_parts_and_moments(state, self.checkpoint)
+            except IncompatibleError as error:
+                raise IncompatibleError(
+                    f"the last state of {self.run} does not fit what this recipe trains: {error.message}",
+                    hint="the same objective and optimizer as that run's, or start.optimizer=fresh",
+                ) from error
 
 
 def open_start(recipe: Recipe, tokenizer: Tokenizer) -> Start | None:
