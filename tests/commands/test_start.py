@@ -128,6 +128,42 @@ def test_a_start_of_any_family_is_the_model_it_was(texts, tmp_path, family):
     assert summary["start"]["taken"] == ["trunk", "head"]
 
 
+def test_a_folder_of_transformers_is_a_start(texts, base, tmp_path):
+    """The scores of step 0 are those transformers computes at the stored targets."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    from seedbed.evaluation.fixed_targets import load_validation
+    from seedbed.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(base / "model")
+    torch.manual_seed(0)
+    theirs = BertForMaskedLM(
+        BertConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path / "bert")
+    tokenizer.save(tmp_path / "bert")
+    summary = train(values([texts[1]], tmp_path / "run", start={"path": str(tmp_path / "bert")}))
+    assert summary["family"] == "bert"
+    stored, _ = load_validation(open_verified(tmp_path / "run" / "validation", stage="validation"))
+    total, count = 0.0, 0
+    for batch, targets in stored.batches:
+        target = targets["masked_lm"]
+        with torch.no_grad():
+            logits = theirs(batch.input_ids).logits.flatten(0, 1)[target.at]
+        total += float(torch.nn.functional.cross_entropy(logits, target.values, reduction="sum"))
+        count += len(target.at)
+    # Unequal only by what bfloat16, if the machine has it, rounds.
+    assert lines_of(tmp_path / "run", "validation")[0]["loss"] == pytest.approx(total / count, rel=2e-2)
+
+
 def test_old_and_new_are_scored_and_the_statement_says_the_difference(texts, base, tmp_path):
     data = values([texts[1]], tmp_path / "run", start={"path": str(base)}, training={"budget_steps": 12})
     data["optim"] = {"learning_rate": 5e-3}

@@ -82,10 +82,10 @@ def _describe_extension(report: dict[str, Any], console: Console) -> None:
     """Say which words joined the vocabulary, and what that changes on the validation split."""
     made = report["extension"]
     rows = [
-        [row["token"], f"{row['count']:,}", " ".join(row["before"]), f"{row['saved']:,}"]
+        [row["word"], f"{row['count']:,}", str(len(row["before"])), f"{row['saved']:,}"]
         for row in made["words"][:10]
     ]
-    console.table(rows, header=["word", "count", "before", "tokens saved"])
+    console.table(rows, header=["word", "count", "pieces before", "tokens saved"])
     before, after = made["validation_before"]["all"], report["validation"]["all"]
     console.note(
         f"{made['added']:,} tokens added ({made['vocab_size_before']:,} to {report['vocab_size']:,}); on the validation split"

@@ -157,13 +157,19 @@ def pieces_of_new(new: Tokenizer, old: Tokenizer) -> dict[int, tuple[int, ...]]:
 
 
 def table(new: Tokenizer, old: Tokenizer, proposals: Sequence[Proposal]) -> list[dict[str, Any]]:
-    """Return one row for each word that is one token now: token, count, saved tokens, and what it was cut into."""
+    """Return one row for each word that is one token now: the word and its token, count, saved tokens, what it was cut into."""
     rows = []
     for proposal in proposals:
-        if old.token_id(proposal.word) is None and new.token_id(proposal.word) is not None:
-            before = [old.token(i) for i in proposal.pieces]
+        token_id = new.token_id(proposal.word)
+        if old.token_id(proposal.word) is None and token_id is not None:
             rows.append(
-                {"token": proposal.word, "count": proposal.count, "saved": proposal.saved, "before": before}
+                {
+                    "word": new.decode([token_id]).strip(),
+                    "token": proposal.word,
+                    "count": proposal.count,
+                    "saved": proposal.saved,
+                    "before": [old.token(i) for i in proposal.pieces],
+                }
             )
     return rows
 
