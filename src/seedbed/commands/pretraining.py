@@ -2,6 +2,7 @@
 
 runs/wiki/pretrain/            append-only; belongs to the process that holds the run's lock
     resolved.json              what was asked for, and the same with everything decided; what a resume must equal
+    start.json                 where weights came from another model: what was taken, changed, new, left out
     plan.json                  steps and micro-batch, decided once
     machine.json               torch, threads, precision; a resume on another machine warns
     metrics.jsonl timing.jsonl one line a step; the same bits in every run of the recipe, and the times
