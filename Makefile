@@ -39,7 +39,7 @@ demo: $(VENV)/.core
 	$(BIN)/seedbed demo --lang $(LANGUAGE)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests $(if $(DATA),--data=$(DATA))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile $(if $(DATA),--data=$(DATA))
 	$(BIN)/python -m pytest tests -m fault $(if $(DATA),--data=$(DATA))
 
 # --- develop ------------------------------------------------------------------------------------------------------

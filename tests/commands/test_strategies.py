@@ -39,4 +39,4 @@ def test_the_table_is_readable_in_a_pipe(capsys):
     main(["strategies"])
     out = capsys.readouterr().out
     assert "masked_lm\n    trains   encoder" in out
-    assert max(map(len, out.splitlines())) < 140
+    assert max(map(len, out.splitlines())) < 160
