@@ -1,8 +1,8 @@
 """Does regularisation pay? Fine-tune a pretrained model plainly and with each switch, with several seeds, and print one table.
 
 Arms differ in one switch and share everything else: examples, seeds, rate, epochs. A seed keys the new head, the order of
-examples and dropout, so differences are taken seed by seed, with a 95 % t interval. Results stay in the output folder; the same command goes
-on where it was stopped, and more seeds or arms are added to those there.
+examples and dropout, so differences are taken seed by seed, with a 95 % t interval. Results stay in the output folder;
+the same command goes on where it was stopped, and more seeds or arms are added to those there.
 
     python benchmarks/regularisation.py runs/wiki-en --task sst2 --data data --out runs/regularisation-en
     python benchmarks/regularisation.py runs/wiki-zh --task chnsenticorp --data data --out runs/regularisation-zh --seeds 5

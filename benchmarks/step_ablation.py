@@ -100,7 +100,7 @@ def prepare_run(options: argparse.Namespace) -> None:
 def arm(options: argparse.Namespace) -> float:
     """Return the tokens a second of one arm."""
     from seedbed import runtime
-    from seedbed.commands import pretraining
+    from seedbed.commands.assembly import assemble, feed_of, run_window
     from seedbed.commands.console import Console
     from seedbed.commands.stages import prepare
     from seedbed.models import transformer
@@ -135,12 +135,12 @@ def arm(options: argparse.Namespace) -> float:
         masked_lm.MaskedLM.predict = predict
     recipe = recipe_of(options, *changes)
     runtime.prepare_process(recipe.runtime)
-    setting = pretraining._assemble(recipe, prepare(recipe, Console(as_json=True)))
-    plan = Plan(100, 64, 16 if options.arm == "micro16" else 64, 0.0, "")
+    setting = assemble(recipe, prepare(recipe, Console(as_json=True)))
+    feed = feed_of(setting, Plan(100, 64, 16 if options.arm == "micro16" else 64, 0.0, ""))
     times = []
     for _ in range(options.steps):
         began = time.perf_counter()
-        result = pretraining._run_window(setting, setting.state, recipe, plan)
+        result = run_window(setting, setting.state, recipe, feed)
         float(result.gradient_norm)
         setting.state.window += 1
         times.append(time.perf_counter() - began)

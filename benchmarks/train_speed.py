@@ -138,19 +138,20 @@ def median_rate(times: list[float]) -> float:
 
 def ours(options: argparse.Namespace) -> dict:
     """Time our steps as `seedbed pretrain` runs them: rows read, masks drawn, forward, backward, clipping, update."""
+    from seedbed.commands.assembly import assemble, decide, feed_of, run_window
     from seedbed.commands.console import Console
-    from seedbed.commands.pretraining import _assemble, _decide, _run_window
     from seedbed.commands.stages import prepare
     from seedbed.runtime import describe_machine, prepare_process
 
     recipe = recipe_of(options)
     prepare_process(recipe.runtime)
-    setting = _assemble(recipe, prepare(recipe, Console(as_json=True)))
-    plan = _decide(recipe, setting, lambda: None)
+    setting = assemble(recipe, prepare(recipe, Console(as_json=True)))
+    plan = decide(recipe, setting, lambda: None)
+    feed = feed_of(setting, plan)
     times = []
     for _ in range(options.steps):
         began = time.perf_counter()
-        result = _run_window(setting, setting.state, recipe, plan)
+        result = run_window(setting, setting.state, recipe, feed)
         float(result.gradient_norm)
         setting.state.window += 1
         times.append(time.perf_counter() - began)

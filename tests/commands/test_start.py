@@ -14,14 +14,16 @@ import yaml
 
 from seedbed.api import load
 from seedbed.artifact import open_verified
-from seedbed.commands import pretraining
+from seedbed.commands import assembly, pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.stages import prepare
+from seedbed.commands.start import open_old_text, open_start
 from seedbed.config import load_config, validate
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.models import MODELS
 from seedbed.recipe import DEFAULT_MODELS, Recipe
 from seedbed.training import loop
+from seedbed.training.budget import Plan
 
 ENGLISH = ["the", "a", "cat", "dog", "house", "river", "sings", "runs", "under", "and", "red", "old", "time"]
 SEA = ["captain", "harbour", "the", "a", "sail", "storm", "wave", "anchor", "and", "salt", "deck", "old"]
@@ -198,10 +200,10 @@ def test_replay_gives_exactly_its_share(texts, base, tmp_path):
     data = values([texts[1]], tmp_path / "run", start={"path": str(base), "replay": {"share": 0.25}})
     recipe, console = validate(Recipe, data, place="test"), Console(as_json=True)
     prepared = prepare(recipe, console)
-    start = pretraining.open_start(recipe, prepared.tokenizer)
-    old = pretraining.open_old_text(recipe.start, start, prepared.tokenizer)
-    setting = pretraining._assemble(recipe, prepared, start, old)
-    feed = pretraining._feed(setting, pretraining.Plan(10, 8, 4, 0.0, ""))
+    start = open_start(recipe, prepared.tokenizer)
+    old = open_old_text(recipe.start, start, prepared.tokenizer)
+    setting = assembly.assemble(recipe, prepared, start, old)
+    feed = assembly.feed_of(setting, Plan(10, 8, 4, 0.0, ""))
     assert [feed.rows(window) for window in range(10)] == [[6, 2]] * 10
 
 
@@ -310,12 +312,12 @@ def test_the_last_state_is_taken_on(texts, base, tmp_path):
     data = values([texts[1]], tmp_path / "run", start={"path": str(base), "optimizer": "continue"})
     recipe, console = validate(Recipe, data, place="test"), Console(as_json=True)
     prepared = prepare(recipe, console)
-    start = pretraining.open_start(recipe, prepared.tokenizer)
-    setting = pretraining._assemble(recipe, prepared, start)
+    start = open_start(recipe, prepared.tokenizer)
+    setting = assembly.assemble(recipe, prepared, start)
     newest = pretraining.Checkpoints(base / "pretrain" / "checkpoints", inputs={}).newest()
     assert newest.counts == {"window": 20}
     saved = pretraining.Checkpoints(base, inputs={})
-    other = pretraining._assemble(recipe, prepared, start)
+    other = assembly.assemble(recipe, prepared, start)
     saved.load(other.state, newest)
     assert setting.state.window == 0
     ours, theirs = setting.state.optimizer_tensors(), other.state.optimizer_tensors()

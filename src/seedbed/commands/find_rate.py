@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prepare the stages before training, sweep, draw."""
     from seedbed.artifact import write_json
-    from seedbed.commands.pretraining import steps_from_start
+    from seedbed.commands.assembly import steps_from_start
     from seedbed.commands.stages import prepare
     from seedbed.errors import disk_errors
     from seedbed.lock import owned

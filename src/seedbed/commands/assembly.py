@@ -1,0 +1,340 @@
+"""Put a run together: model, objectives, rows, validation, and the step of a window, from a recipe and its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as _replaced
+from typing import Any
+
+import torch
+
+from seedbed.commands.samples import take_samples
+from seedbed.commands.stages import Prepared
+from seedbed.commands.start import OldText, Start, open_old_text, open_start
+from seedbed.data.store import TokenStore
+from seedbed.data.views import RowReader, RowSource
+from seedbed.evaluation.fixed_targets import build_validation
+from seedbed.evaluation.intrinsic import EvaluationSet, score
+from seedbed.hashing import fold, key_from
+from seedbed.models.folder import settle_form
+from seedbed.models.language_model import LanguageModel, build_model
+from seedbed.objectives.base import Vocabulary
+from seedbed.objectives.combination import entries_of
+from seedbed.objectives.mixture import MixtureConfig
+from seedbed.recipe import Recipe
+from seedbed.runtime import prepare_process
+from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
+from seedbed.training.continued import OLD
+from seedbed.training.feed import Entry, Feed
+from seedbed.training.state import TrainingState
+from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
+
+__all__ = [
+    "Setting",
+    "assemble",
+    "decide",
+    "feed_of",
+    "run_window",
+    "samples_of",
+    "steps_from_start",
+    "validation_of",
+]
+
+
+@dataclass(slots=True)
+class Setting:
+    """Hold what a run is made of, before its first step.
+
+    `entries` learn from the run's text, `replay` from the text of a run before it.
+    """
+
+    entries: list[Entry]
+    model: LanguageModel
+    state: TrainingState
+    device: torch.device
+    compute_dtype: torch.dtype
+    start: Start | None = None
+    old: OldText | None = None
+    replay: Entry | None = None
+
+    @property
+    def fed(self) -> list[Entry]:
+        """Return everything that gives rows."""
+        return self.entries if self.replay is None else [*self.entries, self.replay]
+
+
+def assemble(
+    recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
+) -> Setting:
+    """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
+    vocabulary = Vocabulary.of(prepared.tokenizer)
+    sections = entries_of(recipe.objective)
+    description = (
+        recipe.model.build(vocab_size=prepared.tokenizer.vocab_size, special_ids=vocabulary.role_ids())
+        if start is None
+        else start.model.config
+    )
+    vocabulary = _replaced(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
+    objectives = [
+        section.objective.build(
+            vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+        )
+        for section in sections
+    ]
+    for objective in objectives:
+        objective.check(description)
+    objectives = [recipe.regularisation.wrap(objective, description) for objective in objectives]
+    settle_form(
+        description, recipe.training.model_form
+    )  # refuse now what could not be exported when it is trained
+    device = recipe.runtime.torch_device()
+    model = build_model(description, seed=recipe.training.seed) if start is None else start.model
+    model = model.to(device)
+    assert model.head is not None
+    seed = recipe.training.seed
+    modules = [objective.modules(model.trunk, model.head, seed=seed) for objective in objectives]
+    if start is not None:
+        start.adopt(modules)
+    has_replay = old is not None and recipe.start.replay.share > 0
+    learner = Learner(
+        [*objectives, *objectives[:1]] if has_replay else objectives,
+        [*modules, *modules[:1]] if has_replay else modules,
+    ).to(device)
+    state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
+    if start is not None:
+        start.take_on(state)
+
+    def source_of(store: TokenStore) -> RowSource:
+        return RowSource(
+            store.split("train"),
+            split="train",
+            document_order_key=seed if recipe.data.reorder_documents else None,
+            tokenizer=prepared.tokenizer,
+            seed=seed,
+        )
+
+    source = source_of(prepared.store)
+    entries = []
+    for number, (section, objective) in enumerate(zip(sections, objectives, strict=True)):
+        # Entries of the same view draw apart: the view's name and the entry's number are the key.
+        name = f"{objective.view}:{number}" if number else objective.view
+        reader = RowReader(objective.make_view(source), name=name, seed=seed)
+        scale = 1.0
+        if isinstance(recipe.objective, MixtureConfig) and recipe.objective.size_temperature:
+            scale = reader.num_rows ** (1 / recipe.objective.size_temperature)
+        end = section.weight if section.final_weight is None else section.final_weight
+        entries.append(Entry(section.label, objective, reader, scale * section.weight, scale * end))
+    replay = None
+    if old is not None and has_replay:
+        share = recipe.start.replay.share / (1 - recipe.start.replay.share)
+        name = f"{objectives[0].view}:replay"
+        reader = RowReader(objectives[0].make_view(source_of(old.store)), name=name, seed=seed)
+        starts, ends = sum(entry.start for entry in entries), sum(entry.end for entry in entries)
+        replay = Entry("replay", objectives[0], reader, share * starts, share * ends)
+    return Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
+
+
+def validation_of(
+    recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
+) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
+    """Return what scores the model at the stored targets of every entry, and the losses without a model.
+
+    With several entries names are prefixed `<label>.`, and `loss` is the sum by the entries' shares at the end of the run.
+    Where there is old text its scores, with the first entry's objective, are added as `old.<name>`.
+    """
+    train = prepared.store.split("train")
+    source = RowSource(prepared.store.split("validation"), split="validation", tokenizer=prepared.tokenizer)
+    stored = [
+        build_validation(
+            prepared.run,
+            prepared.tokens,
+            entry.objective,
+            entry.objective.for_evaluation().make_view(source),
+            train,
+            max_rows=recipe.training.validation_rows,
+            replace=replace,
+            stage=f"validation-{number}" if number else "validation",
+        )
+        for number, entry in enumerate(setting.entries)
+    ]
+    old_stored = _old_validation(recipe, prepared, setting, replace=replace)
+    total = sum(entry.end for entry in setting.entries)
+    shares = [entry.end / total for entry in setting.entries]
+
+    def together(each: Sequence[Mapping[str, float]], bare: Collection[str]) -> dict[str, float]:
+        if len(each) == 1:
+            return dict(each[0])
+        labelled = {
+            f"{entry.label}.{name}": value
+            for entry, found in zip(setting.entries, each, strict=True)
+            for name, value in found.items()
+        }
+        sums = {
+            name: sum(share * found[name] for share, found in zip(shares, each, strict=True))
+            for name in bare
+            if all(name in found for found in each)
+        }
+        return sums | labelled
+
+    def evaluate() -> dict[str, float]:
+        scores = [
+            score(
+                entry.objective,
+                setting.state.learner.modules_by_name(number),
+                stored[number][0],
+                device=setting.device,
+                compute_dtype=setting.compute_dtype,
+            )
+            for number, entry in enumerate(setting.entries)
+        ]
+        found = together(scores, ["loss"])
+        if setting.old is not None and old_stored is None:  # the same targets
+            found |= {f"{OLD}{name}": value for name, value in scores[0].items()}
+        if old_stored is not None:
+            old = score(
+                setting.entries[0].objective,
+                setting.state.learner.modules_by_name(0),
+                old_stored,
+                device=setting.device,
+                compute_dtype=setting.compute_dtype,
+            )
+            found |= {f"{OLD}{name}": value for name, value in old.items()}
+        return found
+
+    return evaluate, together(
+        [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
+    )
+
+
+def _old_validation(
+    recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
+) -> EvaluationSet | None:
+    """Return the stored targets of the old text's validation split; its own run's, where that validated in the same way.
+
+    None where there is no old text, or where its validation split is the run's own (an appended corpus).
+    """
+    if setting.old is None or setting.old.has_validation_of(prepared.tokens):
+        return None
+    section = entries_of(recipe.objective)[0].objective
+    vocabulary = Vocabulary.of(setting.old.tokenizer)  # as the old run's, should this run's have grown
+    vocabulary = _replaced(
+        vocabulary, decoder_start_id=setting.entries[0].objective.vocabulary.decoder_start_id
+    )
+    objective = section.build(
+        vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
+    )
+    store = setting.old.store
+    source = RowSource(store.split("validation"), split="validation", tokenizer=setting.old.tokenizer)
+    stored, _ = build_validation(
+        prepared.run,
+        setting.old.tokens,
+        objective,
+        objective.for_evaluation().make_view(source),
+        store.split("train"),
+        max_rows=recipe.training.validation_rows,
+        replace=replace,
+        stage="validation-old",
+    )
+    return stored
+
+
+def samples_of(setting: Setting, prepared: Prepared) -> list[dict[str, Any]]:
+    """Return samples of the model, where an objective trains a head that speaks."""
+    if all(entry.objective.speaks == "nothing" for entry in setting.entries):
+        return []
+    return take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
+
+
+def feed_of(setting: Setting, plan: Plan) -> Feed:
+    """Return what hands out the micro-batches of the run's windows."""
+    return Feed(
+        setting.fed,
+        rows_per_step=plan.rows_per_step,
+        num_windows=plan.num_windows,
+        micro_batch_rows=plan.micro_batch_rows,
+    )
+
+
+def run_window(
+    setting: Setting, state: TrainingState, recipe: Recipe, feed: Feed, *, rate: float | None = None
+) -> StepResult:
+    """Do the step of `state.window`: everything about it follows from that number (but for a `rate` that is given)."""
+    window, history = state.window, state.history
+    result = train_step(
+        state.learner,
+        state.optimizer,
+        feed.micro_batches(window, device=setting.device),
+        objectives=[entry.objective for entry in setting.fed],
+        progress=window / max(1, feed.num_windows),
+        learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
+        settings=recipe.optim.settings(window, feed.num_windows, history),
+        max_grad_norm=recipe.optim.max_grad_norm,
+        dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
+        compute_dtype=setting.compute_dtype,
+        perturbation=recipe.regularisation.perturbation(),
+        embedding_width=setting.model.config.embedding_width,
+    )
+    if state.average is not None:
+        state.average.update(state.parameters(), window, result.is_finite)
+    return result
+
+
+def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
+    """Return the rows of a forward pass: as asked for, or as many as fit the memory."""
+
+    def fitting(number: int, entry: Entry) -> int:
+        def sample(count: int) -> MicroBatch:
+            batch, targets = entry.objective.make_batch(*entry.reader.read(0, count), progress=0.0)
+            on_device = {term: target.to(setting.device) for term, target in targets.items()}
+            return MicroBatch(batch.to(setting.device), on_device, entry=number)
+
+        return fit_micro_batch(
+            setting.state.learner,
+            sample,
+            rows_per_step=recipe.training.rows_per_step(recipe.data.row_length),
+            memory_bytes=recipe.runtime.memory_bytes(),
+            compute_dtype=setting.compute_dtype,
+            group_rows=entry.objective.group_rows,
+        )
+
+    return recipe.training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.fed))
+
+
+def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:
+    """Choose the micro-batch from the memory limit, and the steps from the budget."""
+    training = recipe.training
+    rows = training.rows_per_step(recipe.data.row_length)
+    probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
+    feed = feed_of(setting, probe)
+
+    def step(state: TrainingState, window: int) -> None:
+        state.window = 500 + window  # half way: scheduled rates are at their mean
+        run_window(setting, state, recipe, feed)
+
+    def measure() -> tuple[float, float]:
+        step_seconds = time_steps(step, setting.state)
+        began = time.perf_counter()
+        evaluate()
+        return step_seconds, time.perf_counter() - began
+
+    return plan_steps(
+        training, row_length=recipe.data.row_length, micro_batch_rows=probe.micro_batch_rows, measure=measure
+    )
+
+
+def steps_from_start(recipe: Recipe, prepared: Prepared, num_steps: int) -> Callable[[float], StepResult]:
+    """Return what does the next step of a run of `num_steps` at a given rate, from the initial weights; writes nothing."""
+    prepare_process(recipe.runtime)
+    start = open_start(recipe, prepared.tokenizer)
+    setting = assemble(recipe, prepared, start, open_old_text(recipe.start, start, prepared.tokenizer))
+    rows = recipe.training.rows_per_step(recipe.data.row_length)
+    feed = feed_of(setting, Plan(num_steps, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, ""))
+
+    def step(rate: float) -> StepResult:
+        result = run_window(setting, setting.state, recipe, feed, rate=rate)
+        setting.state.window += 1
+        return result
+
+    return step
