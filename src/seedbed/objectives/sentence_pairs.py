@@ -35,7 +35,7 @@ class SentencePairConfig(ObjectiveConfig):
 
     fits: ClassVar = ("encoder",)
     needs: ClassVar = "documents of two sentences or more, sentence marks; [CLS], [SEP], a mask token"
-    default_model: ClassVar = "bert"
+    default_model: ClassVar = "modernbert"
 
     masked_lm: MaskedLMConfig | None = Field(
         default_factory=MaskedLMConfig,
