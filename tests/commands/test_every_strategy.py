@@ -40,6 +40,8 @@ def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared
     summary = train(prepared, data)
     assert summary["steps"] == STEPS
     assert summary["valid_loss"] == summary["valid_loss"]  # a number
+    verb = summary["next"].split()[1]
+    assert verb == ("generate" if name in WRITES and name not in FILLS_ONLY else NEXT.get(name, verb))
     lines = (tmp_path / "whole" / "pretrain" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["loss"] > 0 for line in lines)
 
@@ -88,6 +90,16 @@ WRITES = (
     "ul2",
     "denoising",
 )
+FILLS_ONLY = ("masked_diffusion", "mixture")
+"""What can write as well, but is shown by filling masks."""
+NEXT = {
+    "masked_lm": "fill-mask",
+    "masked_diffusion": "fill-mask",
+    "mixture": "fill-mask",
+    "replaced_token": "finetune",
+    "classification": "finetune",
+    "contrastive": "similarity",
+}
 FILLS = ("masked_lm", "masked_diffusion", "masked_next_token", "hybrid", "mixture")
 
 

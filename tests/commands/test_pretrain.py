@@ -26,49 +26,9 @@ from seedbed.models.huggingface import write_huggingface
 from seedbed.recipe import Recipe
 from seedbed.tensors import load_tensors
 from seedbed.training import loop
+from tiny_runs import write_sentences as write_corpus
 
 STEPS = 12
-
-
-def write_corpus(folder: Path, *, num_documents: int = 40) -> Path:
-    """A corpus of a few hundred words in both languages, the same every time."""
-    words = [
-        "the",
-        "a",
-        "cat",
-        "dog",
-        "house",
-        "tree",
-        "river",
-        "sings",
-        "runs",
-        "sleeps",
-        "under",
-        "over",
-        "and",
-        "but",
-        "red",
-        "blue",
-        "green",
-        "old",
-        "new",
-        "time",
-        "day",
-        "night",
-    ]
-    han = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
-    chooser = random.Random(7)
-    documents = []
-    for _ in range(num_documents):
-        lines = []
-        for _ in range(4):
-            lines.append(" ".join(chooser.choice(words) for _ in range(12)).capitalize() + ".")
-            lines.append("".join(chooser.choice(han) for _ in range(10)) + "。")
-        documents.append("\n".join(lines))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "text.txt"
-    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    return path
 
 
 def values(corpus: Path, run: Path, **sections):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sklearn.metrics as sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from seedbed.metrics import METRICS
-
-sklearn = pytest.importorskip("sklearn.metrics")
-stats = pytest.importorskip("scipy.stats")
 
 REFERENCES = {
     "accuracy": lambda t, p: sklearn.accuracy_score(t, p),

@@ -49,8 +49,10 @@ def run(options: argparse.Namespace) -> int:
             f" {summary['tokens_per_second']:,.0f} tokens/s\n"
             + (f"{said}\n" if said else "")
             + f"model:  {summary['model']}   (opens {opens})\n"
-            f"report: {report}\n"
-            f"next:   seedbed {'generate' if summary['objective'] == 'causal_lm' else 'fill-mask'} {recipe.run} TEXT"
+            f"report: {report}"
+            + (
+                f"\nnext:   {summary['next']}" if "next" in summary else ""
+            )  # runs of older versions do not say
         ),
     )
     return 0

@@ -22,6 +22,7 @@ from typing import Any
 
 from seedbed.artifact import Artifact, current_stage, digest_of, open_verified, publish_stage, write_json
 from seedbed.commands.assembly import (
+    Setting,
     assemble,
     decide,
     feed_of,
@@ -230,6 +231,7 @@ def pretrain(
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
+        "next": _next_command(setting, recipe),
         "family": recipe.model.name if start is None else start.report["family"],
         "parameters": sum(p.numel() for p in setting.state.parameters().values()),
         "valid_loss": scores["loss"],
@@ -277,6 +279,18 @@ def pretrain(
     with disk_errors(prepared.run, doing="writing"):
         write_json(prepared.run / "summary.json", summary)
     return summary
+
+
+def _next_command(setting: Setting, recipe: Recipe) -> str:
+    """Return the command that shows what the model learned to do."""
+    speaks = {entry.objective.speaks for entry in setting.entries}
+    if "generate" in speaks or setting.model.config.stack == "encoder_decoder":
+        return f"seedbed generate {recipe.run} TEXT"
+    if "fill_mask" in speaks:
+        return f"seedbed fill-mask {recipe.run} TEXT"
+    if any(entry.objective.config.name == "contrastive" for entry in setting.entries):
+        return f"seedbed similarity {recipe.run} FILE"
+    return f"seedbed finetune {recipe.run} --help"
 
 
 def _stop_reason(state: TrainingState, recipe: Recipe) -> str:

@@ -273,7 +273,10 @@ class Objective(ABC):
         Unless overridden, the model's own head answers for one term, where its targets are: the trunk's last layer computes
         nothing else, unless they are everywhere.
         """
-        (term,) = self.terms  # with more, what they share is the objective's to say
+        assert len(self.terms) == 1, (
+            "several terms: the objective says in `predict` or `losses` how they are answered"
+        )
+        (term,) = self.terms
         target = targets[term]
         side = batch.input_ids if target.stream == "input" else batch.decoder_input_ids
         assert side is not None, "a query stream needs a predict of its own"

@@ -39,7 +39,6 @@ from seedbed.objectives.base import (
     Answer,
     Objective,
     ObjectiveConfig,
-    Prediction,
     Term,
     Vocabulary,
     count_targets,
@@ -357,10 +356,6 @@ class Distillation(Objective):
         real = count_targets(targets[_REAL])
         asked = {term: counts[self.base.terms[0]] if term == "soft_targets" else real for term in self._asked}
         return {term: count for term, count in {**counts, **asked}.items() if term in self.terms}
-
-    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Prediction]:
-        """Not used: two models answer; see `losses`."""
-        raise NotImplementedError
 
     def losses(
         self,

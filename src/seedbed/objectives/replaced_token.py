@@ -269,10 +269,6 @@ class ReplacedToken(Objective):
         """Return the masked places, and those the trunk answers at."""
         return {term: count_targets(targets[term]) for term in self.terms if term in targets}
 
-    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Prediction]:
-        """Not used: what the trunk reads is known only after the generator has answered; see `losses`."""
-        raise NotImplementedError
-
     def losses(
         self,
         modules: Mapping[str, nn.Module],
