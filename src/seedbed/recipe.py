@@ -71,7 +71,7 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _model_follows_objective(cls, data: Any) -> Any:
-        """Fill in the model family an objective implies; a start model brings its own."""
+        """Fill in the family an objective implies and what that learns with; a start model brings its own."""
         if not isinstance(data, Mapping):
             return data
         start = data.get("start")
@@ -80,8 +80,8 @@ class Recipe(Config):
         objective, model = data.get("objective"), data.get("model", {})
         name = _first_name(objective)
         if isinstance(model, Mapping) and "name" not in model and name in DEFAULT_MODELS:
-            return {**data, "model": {**model, "name": DEFAULT_MODELS[name]}}
-        return data
+            data = {**data, "model": {**model, "name": DEFAULT_MODELS[name]}}
+        return _with_optimizer_of_family(data)
 
     @model_validator(mode="after")
     def _one_average(self) -> Recipe:
@@ -94,6 +94,23 @@ class Recipe(Config):
     def run_folder(self) -> Path:
         """Return the run's folder."""
         return Path(self.run).expanduser()
+
+
+def _with_optimizer_of_family(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Lay the optimizer settings of the model's family under the recipe's, unless it names another optimizer."""
+    model, given = data.get("model"), data.get("optim", {})
+    name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
+    own = MODELS[name].optimizer if isinstance(name, str) and name in MODELS else {}
+    usual = AdamWConfig().name
+    if not own or not isinstance(given, Mapping):
+        return data
+    if given.get("name", own.get("name", usual)) != own.get("name", usual):
+        return data
+    schedule = given.get("schedule", {})
+    merged = {**own, **given}
+    if "schedule" in own and isinstance(schedule, Mapping):
+        merged["schedule"] = {**own["schedule"], **schedule}
+    return {**data, "optim": merged}
 
 
 def _first_name(objective: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from seedbed.models.config import Stack, TransformerConfig
-from seedbed.models.presets import FamilyConfig
+from seedbed.models.presets import POST_NORM_OPTIMIZER, FamilyConfig
 from seedbed.models.translate import (
     Weight,
     read_activation,
@@ -40,6 +40,7 @@ _FIXED: dict[str, Any] = {
 class BartConfig(FamilyConfig):
     """The encoder-decoder made to restore damaged text: a BERT that a GPT reads."""
 
+    optimizer: ClassVar[Mapping[str, Any]] = POST_NORM_OPTIMIZER
     architectures: ClassVar[tuple[str, str]] = ("BartForConditionalGeneration", "BartModel")
     prefix: ClassVar[str] = "model."
     roots: ClassVar[tuple[str, ...]] = ("shared", "encoder", "decoder")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from seedbed.models.config import TransformerConfig
-from seedbed.models.presets import FamilyConfig
+from seedbed.models.presets import POST_NORM_OPTIMIZER, FamilyConfig
 from seedbed.models.translate import (
     Weight,
     read_activation,
@@ -45,6 +45,8 @@ POST_NORM: dict[str, Any] = {
 
 class BertStyleConfig(FamilyConfig):
     """The recipe section of a family with BERT's block."""
+
+    optimizer: ClassVar[Mapping[str, Any]] = POST_NORM_OPTIMIZER
 
     def _describe(
         self, vocab_size: int, special_ids: Mapping[str, int] | None, **fields: Any

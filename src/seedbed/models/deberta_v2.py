@@ -9,7 +9,7 @@ from pydantic import Field
 
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import TransformerConfig
-from seedbed.models.presets import FamilyConfig
+from seedbed.models.presets import POST_NORM_OPTIMIZER, FamilyConfig
 from seedbed.models.translate import (
     ClassifierForm,
     Weight,
@@ -42,6 +42,7 @@ class DebertaV2Config(FamilyConfig):
     """The strongest classic encoder on understanding tasks; its attention costs about three products where others need one."""
 
     model_type: ClassVar[str] = "deberta-v2"
+    optimizer: ClassVar[Mapping[str, Any]] = POST_NORM_OPTIMIZER
     architectures: ClassVar[tuple[str, str]] = ("DebertaV2ForMaskedLM", "DebertaV2Model")
     prefix: ClassVar[str] = "deberta."
     roots: ClassVar[tuple[str, ...]] = ("embeddings", "encoder")

@@ -12,7 +12,7 @@ from seedbed.config import Config
 from seedbed.models.config import Initialisation, Stack, TransformerConfig
 from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
-__all__ = ["PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
+__all__ = ["POST_NORM_OPTIMIZER", "PRESETS", "FamilyConfig", "Preset", "Shape", "gated_size"]
 
 Preset = Literal["tiny", "mini", "small", "medium", "base"]
 
@@ -34,6 +34,10 @@ PRESETS: dict[Preset, Shape] = {
     "base": Shape(12, 768, 12),
 }
 """The sizes of "Well-Read Students Learn Better" (1908.08962), heads of 64."""
+
+
+POST_NORM_OPTIMIZER: Mapping[str, Any] = {"learning_rate": 5e-4, "schedule": {"warmup_fraction": 0.1}}
+"""For layers with norms after their sums: at 2e-3 they stay at the unigram distribution (docs/log.md)."""
 
 
 def gated_size(hidden_size: int) -> int:
@@ -63,6 +67,8 @@ class FamilyConfig(Config):
 
     stack: ClassVar[Stack] = "encoder"
     """What kind of model the family is, before any recipe says more."""
+    optimizer: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of the recipe's `optim` section where random weights of this family do not learn with the usual ones."""
 
     native_reason: ClassVar[str] = ""
     """Why the family has no Hugging Face form, as in "no family there has ..."; empty: it has one."""

@@ -35,6 +35,7 @@ _FIXED: dict[str, Any] = {
 class T5Config(FamilyConfig):
     """The encoder-decoder made for "text in, text out", in the form of its version 1.1."""
 
+    optimizer: ClassVar[Mapping[str, Any]] = {"name": "adafactor", "learning_rate": 2e-2}
     architectures: ClassVar[tuple[str, str]] = ("T5ForConditionalGeneration", "T5Model")
     prefix: ClassVar[str] = ""
     roots: ClassVar[tuple[str, ...]] = ()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from seedbed.models.config import TransformerConfig
-from seedbed.models.presets import FamilyConfig
+from seedbed.models.presets import POST_NORM_OPTIMIZER, FamilyConfig
 from seedbed.models.translate import (
     Weight,
     read_activation,
@@ -43,6 +43,7 @@ _MAX_LENGTH = 512
 class XLNetConfig(FamilyConfig):
     """The encoder for permutation language modelling. Costs more a step than `bert`, and learns as slowly in short runs."""
 
+    optimizer: ClassVar[Mapping[str, Any]] = POST_NORM_OPTIMIZER
     architectures: ClassVar[tuple[str, str]] = ("XLNetLMHeadModel", "XLNetModel")
     prefix: ClassVar[str] = "transformer."
     roots: ClassVar[tuple[str, ...]] = ("word_embedding", "mask_emb", "layer")
