@@ -303,6 +303,28 @@ def test_an_objective_alone_implies_a_model(objective):
     assert chosen.model.name == "bert"
 
 
+def test_a_family_brings_the_optimizer_that_random_weights_of_it_learn_with():
+    def optim(*overrides):
+        return load_config(Recipe, None, list(overrides)).optim
+
+    usual, classic, t5 = optim(), optim("model.name=bert"), optim("objective.name=span_corruption")
+    assert usual == OPTIMIZERS["adamw"]()
+    assert classic.name == "adamw"
+    assert classic.learning_rate < usual.learning_rate
+    assert classic.schedule.warmup_fraction > usual.schedule.warmup_fraction
+    assert t5.name == "adafactor"
+    # What the recipe says stands above it, key by key; another optimizer has its own rates.
+    assert optim("model.name=bert", "optim.learning_rate=3e-3").learning_rate == 3e-3
+    assert optim("model.name=bert", "optim.schedule.name=linear").schedule.warmup_fraction == 0.1
+    assert optim("model.name=bert", "optim.name=muon") == OPTIMIZERS["muon"]()
+    assert optim("model.name=t5", "optim.name=adamw") == usual
+    # A model that exists is not begun from random weights.
+    assert optim("start.path=runs/a", "model.name=bert") == usual
+    # In code as in a file; and a section built in code is complete.
+    assert Recipe(model=MODELS["bert"]()).optim == classic
+    assert Recipe(model=MODELS["bert"](), optim=OPTIMIZERS["adamw"]()).optim == usual
+
+
 # --- the shipped schema ----------------------------------------------------------------------------------------------
 
 SCHEMA = Path(seedbed.__file__).with_name("recipe.schema.json")

@@ -51,14 +51,24 @@ def toy_task(
     return TaskData(config, labels, {"train": examples, "dev": examples[: count // 2], "test": []}, (), 0)
 
 
-def toy_section(name: str, folder: Path) -> ObjectiveConfig:
+TEACHERS = {
+    "encoder": ("bert", "masked_lm"),
+    "decoder": ("gpt2", "causal_lm"),
+    "encoder_decoder": ("bart", "span_corruption"),
+}
+"""For each kind of student: a teacher's family, and the objective both are distilled at."""
+
+
+def toy_section(name: str, folder: Path, stack: str = "encoder") -> ObjectiveConfig:
     """The config of an objective for toys: of those that read labelled texts, with files of them; with a teacher."""
     kind = OBJECTIVES[name]
     if name == "distillation":
-        teacher = toy_model("bert", seed=9, vocabulary=RESERVED, num_layers=3, hidden_size=128, ffn_size=128)
+        family, base = TEACHERS[stack]
+        teacher = toy_model(family, seed=9, vocabulary=RESERVED, num_layers=3, hidden_size=128, ffn_size=128)
         write_model(teacher, folder / "teacher", form="huggingface")
-        # Of students of any width: states are projected.
-        section = {"teacher": str(folder / "teacher"), "cosine_weight": 0.0, "hidden_weight": 1.0}
+        section = {"teacher": str(folder / "teacher"), "of": {"name": base}, "cosine_weight": 0.0}
+        if stack != "encoder_decoder":  # of which only outputs are compared
+            section["hidden_weight"] = 1.0  # of students of any width: states are projected
         return kind.model_validate(section)
     if name == "contrastive":
         return kind.model_validate({"group_rows": 4})
