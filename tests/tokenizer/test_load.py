@@ -103,6 +103,17 @@ def test_padding_and_truncation_of_a_file_do_not_cut_text(learn: object, tmp_pat
     assert tokenizer.pad_id not in tokenizer.encode("a")
 
 
+def test_a_run_folder_stands_for_its_tokenizer(learn: object, tmp_path: Path) -> None:
+    tokenizer = learn("wordpiece")  # type: ignore[operator]
+    with publish(tmp_path / "run" / "tokenizer", stage="tokenizer", version=1) as draft:
+        tokenizer.save(draft.path)
+    assert Tokenizer.load(tmp_path / "run").digest == Tokenizer.load(tmp_path / "run" / "tokenizer").digest
+    file = tmp_path / "run" / "tokenizer" / "tokenizer.json"
+    file.write_bytes(file.read_bytes().replace(b"river", b"rivet"))
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json was changed"):
+        Tokenizer.load(tmp_path / "run")
+
+
 def test_a_changed_artifact_is_refused(learn: object, tmp_path: Path) -> None:
     with publish(tmp_path / "t", stage="tokenizer", version=1) as draft:
         learn("wordpiece").save(draft.path)  # type: ignore[operator]

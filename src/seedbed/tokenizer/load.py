@@ -38,7 +38,8 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> Loaded:
 
     Args:
         path: a `tokenizer.json`, a WordPiece `vocab.txt` (any name ending in .txt), or a folder holding `tokenizer.json`,
-            `vocab.txt`, or `vocab.json` and `merges.txt`. A folder made by seedbed is verified against its manifest.
+            `vocab.txt`, or `vocab.json` and `merges.txt`; or a run folder, whose tokenizer it is then. A folder made by
+            seedbed is verified against its manifest.
         lowercase: for a WordPiece `vocab.txt`. None: `do_lower_case` of a `tokenizer_config.json` beside it, else a guess
             (lowercase unless some token has an ASCII capital), which `notes` reports.
 
@@ -47,6 +48,8 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> Loaded:
         IntegrityError: a folder made by seedbed was changed.
     """
     if path.is_dir():
+        if (path / "tokenizer" / MANIFEST).is_file() and not (path / MANIFEST).is_file():
+            path /= "tokenizer"  # of a run
         if (path / MANIFEST).is_file():
             artifact = open_verified(path)
             for name in artifact.files:

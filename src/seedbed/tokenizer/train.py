@@ -38,7 +38,7 @@ class TokenizerConfig(Config):
 
     path: str | None = Field(
         None,
-        description="Load this tokenizer.json, vocab.txt or Hugging Face folder instead of learning. Null: learn.",
+        description="Load this tokenizer.json, vocab.txt, run folder or Hugging Face folder instead of learning. Null: learn.",
     )
     algorithm: Literal["wordpiece", "bpe", "unigram"] = Field(
         "wordpiece",
