@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedbed.commands.console import Console, quantity
+from seedbed.commands.judging import add_judging_arguments, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -72,21 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="judge pairs of sentences instead, N of each kind: next sentence and sentence order (default 1000)",
     )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="number type of the matrix products",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_judging_arguments(parser, precision="auto")
 
 
 def run(options: argparse.Namespace) -> int:
     """Score the model."""
     import json
 
-    from seedbed.api import load
     from seedbed.artifact import open_verified
     from seedbed.corpus.pipeline import CorpusConfig, iter_documents, read_documents
     from seedbed.corpus.rejects import Reject
@@ -94,13 +87,9 @@ def run(options: argparse.Namespace) -> int:
     from seedbed.errors import ConfigError
     from seedbed.evaluation.text import evaluate_texts
     from seedbed.objectives import Vocabulary
-    from seedbed.runtime import RuntimeConfig, prepare_process
 
     console = Console(as_json=options.json)
-    runtime = RuntimeConfig(device=options.device, precision=options.precision)
-    prepare_process(runtime)
-    device, dtype = runtime.torch_device(), runtime.compute_dtype()
-    model = load(options.model, device=device)
+    model, device, dtype = open_model(options.model, options)
     run_folder = _run_folder(options.model)
     settings: dict[str, Any] = {"row_length": 128, "is_segmented": False}
     resolved: dict[str, Any] = {}

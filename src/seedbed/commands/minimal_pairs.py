@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.commands.console import Console
+from seedbed.commands.judging import add_judging_arguments, open_model
 
 EXAMPLES = """examples:
   seedbed minimal-pairs runs/wiki-en blimp/*.jsonl
@@ -41,27 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="write every pair with both scores (JSON lines)"
     )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="float32",
-        help="number type of the matrix products (default float32: differences between sentences are small)",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_judging_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Score the pairs."""
-    from seedbed.api import load
     from seedbed.errors import DataError, disk_errors
     from seedbed.evaluation.minimal_pairs import choose_pairs, read_pairs, report, score_pairs
-    from seedbed.runtime import RuntimeConfig, prepare_process
 
     console = Console(as_json=options.json)
-    runtime = RuntimeConfig(device=options.device, precision=options.precision)
-    prepare_process(runtime)
-    model = load(options.model, device=runtime.torch_device())
+    model, _, dtype = open_model(options.model, options)
     pairs, rejected = read_pairs(options.files)
     with console.bars():
         scores = score_pairs(
@@ -69,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             model.tokenizer,
             choose_pairs(pairs, options.max_pairs),
             method=options.method,
-            compute_dtype=runtime.compute_dtype(),
+            compute_dtype=dtype,
             progress=console.progress,
         )
     if not scores.pairs:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.commands.console import Console
+from seedbed.commands.judging import add_judging_arguments, open_model
 
 EXAMPLES = """examples:
   seedbed similarity runs/simcse-en stsb/en-dev.csv
@@ -31,26 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of the columns, or their numbers from 0 in files without a header (default 0 1 2)",
     )
     parser.add_argument("--pooling", choices=("cls", "mean", "last"), help="judge this vector only")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_judging_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Judge every file."""
     import numpy as np
 
-    from seedbed.api import load
     from seedbed.errors import DataError
     from seedbed.evaluation.similarity import score_similarity, sentence_vectors
-    from seedbed.runtime import RuntimeConfig, prepare_process
     from seedbed.tasks import TaskConfig, read_examples
 
     console = Console(as_json=options.json)
-    runtime = RuntimeConfig(device=options.device, precision=options.precision)
-    prepare_process(runtime)
-    device = runtime.torch_device()
-    model = load(options.model, device=device)
+    model, device, dtype = open_model(options.model, options)
     are_numbers = all(column.isdecimal() for column in options.columns)
     first, second, score = (int(column) if are_numbers else column for column in options.columns)
     columns = TaskConfig(
@@ -77,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
                 texts,
                 poolings=None if options.pooling is None else [options.pooling],
                 device=device,
-                compute_dtype=runtime.compute_dtype(),
+                compute_dtype=dtype,
                 progress=console.progress,
             )
         scores = np.array([float(e.label) for e in examples])
