@@ -71,7 +71,7 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
     from seedbed.lock import owned
     from seedbed.recipe import Recipe
 
-    def recipe(run: Path, *overrides: str) -> Recipe:
+    def recipe(run: Path, overrides: list[str]) -> Recipe:
         return load_config(
             Recipe,
             None,
@@ -80,19 +80,23 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
                 f"corpus.inputs=[{options.text}]",
                 f"model.preset={options.preset}",
                 *overrides,
-                *options.set,
             ],
         )
 
     console = Console(as_json=True)
-    base = recipe(options.out / "store")
+    # The store is the same for all, whatever a strategy's own sections say.
+    ours = ("corpus.", "tokenizer.", "tokens.", "runtime.")
+    base = recipe(options.out / "store", [key for key in options.set if key.startswith(ours)])
     with owned(base.run_folder()):
         prepared = prepare(base, console)
     own = recipe(
         options.out / f"{options.arm}-{options.seed}",
-        f"objective.name={options.arm}",
-        f"training.budget_minutes={options.minutes}",
-        f"training.seed={options.seed}",
+        [
+            f"objective.name={options.arm}",
+            f"training.budget_minutes={options.minutes}",
+            f"training.seed={options.seed}",
+            *options.set,
+        ],
     )
     with owned(own.run_folder()):
         summary = pretrain(own, replace(prepared, run=own.run_folder()), console)
