@@ -33,6 +33,22 @@ def prepared(corpus, tmp_path_factory):
     return prepare(recipe, Console(as_json=True))
 
 
+def test_a_loss_that_changes_its_meaning_has_no_best_step(prepared, corpus, tmp_path):
+    """A generator that improves makes detection harder: the lowest loss is that of a bad one."""
+
+    def data(name, folder=None, **training):
+        objective, model = strategy_section(name, tmp_path, prepared.tokenizer)
+        found = values(corpus, tmp_path / (folder or name), objective=objective, model=model)
+        found["training"] |= {"keep_best": True, **training}
+        return found
+
+    for name, has_best in (("masked_lm", True), ("replaced_token", False)):
+        train(prepared, data(name))
+        assert bool(list((tmp_path / name / "pretrain" / "checkpoints").glob("best-*"))) == has_best
+    with pytest.raises(IncompatibleError, match="rises while it learns"):
+        train(prepared, data("replaced_token", "patient", early_stopping_patience=2))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_from_the_one_store_resumes_exactly_and_exports(name, prepared, corpus, tmp_path, capsys):
     objective, model = strategy_section(name, tmp_path, prepared.tokenizer)

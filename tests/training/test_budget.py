@@ -32,6 +32,20 @@ def test_minutes_become_steps_with_validation_paid_for():
     assert own.num_windows == 120
 
 
+def test_validations_that_take_long_are_made_less_often():
+    """Twenty of 19 s would fill five minutes and leave one step."""
+    planned = plan(measure=lambda: (0.5, 19.0), budget_minutes=5.0)
+    assert planned.num_windows == int((300 - 3 * 19.0) / 0.5)
+    assert planned.num_windows // planned.every() == 3
+    assert planned.forecast_seconds == pytest.approx(300, abs=1)
+    twice = plan(measure=lambda: (0.5, 100.0), budget_minutes=5.0)
+    assert (twice.num_windows, twice.num_windows // twice.every()) == (200, 2)
+    usual = plan(measure=lambda: (0.5, 1.0), budget_minutes=5.0)
+    assert usual.every() == usual.num_windows // 20 == plan(budget_steps=usual.num_windows).every()
+    cut = plan(measure=lambda: (0.5, 19.0), budget_steps=10_000, max_minutes=5.0)
+    assert (cut.num_windows, cut.every()) == (planned.num_windows, planned.every())
+
+
 def test_no_budget_is_five_minutes():
     assert plan(measure=lambda: (1.0, 0.0)).num_windows == 300
 

@@ -15,12 +15,13 @@ from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
+from seedbed.errors import IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.objectives.base import Vocabulary
+from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
@@ -64,6 +65,11 @@ class Setting:
         """Return everything that gives rows."""
         return self.entries if self.replay is None else [*self.entries, self.replay]
 
+    @property
+    def has_best(self) -> bool:
+        """Say whether validation losses of different steps compare, so that the lowest is the best."""
+        return not _moving([entry.objective for entry in self.entries])
+
 
 def assemble(
     recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
@@ -85,6 +91,12 @@ def assemble(
     ]
     for objective in objectives:
         objective.check(description)
+    if recipe.training.early_stopping_patience and (moving := _moving(objectives)):
+        raise IncompatibleError(
+            f"training.early_stopping_patience waits for a lower loss, and that of {moving} rises while it learns: its"
+            " generator makes the task harder.",
+            hint="training.early_stopping_patience=0",
+        )
     objectives = [recipe.regularisation.wrap(objective, description) for objective in objectives]
     settle_form(
         description, recipe.training.model_form
@@ -322,6 +334,11 @@ def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> 
     return plan_steps(
         training, row_length=recipe.data.row_length, micro_batch_rows=probe.micro_batch_rows, measure=measure
     )
+
+
+def _moving(objectives: Sequence[Objective]) -> str:
+    """Return the names of objectives whose losses at two steps do not compare."""
+    return ", ".join(objective.config.name for objective in objectives if not objective.is_stationary)
 
 
 def steps_from_start(recipe: Recipe, prepared: Prepared, num_steps: int) -> Callable[[float], StepResult]:

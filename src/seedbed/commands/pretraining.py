@@ -163,7 +163,7 @@ def pretrain(
     if board is not None:
         hooks.append(board)
 
-    every = recipe.training.validation_steps or max(1, plan.num_windows // 20)
+    every = recipe.training.validation_steps or plan.every()
     forgetting = ForgettingHook(
         every=every, last_window=plan.num_windows, max_forgetting=recipe.start.max_forgetting
     )
@@ -174,13 +174,14 @@ def pretrain(
         if board is not None:
             board.validation(window, scores)
 
+    keeps_best = recipe.training.keep_best and setting.has_best
     validation = ValidationHook(
         evaluate,
         every=every,
         last_window=plan.num_windows,
         log=log,
         checkpoints=checkpoints,
-        keeps_best=recipe.training.keep_best,
+        keeps_best=keeps_best,
         num_averaged=recipe.training.average_checkpoints,
         patience=recipe.training.early_stopping_patience,
         on_result=on_validation,
@@ -221,7 +222,7 @@ def pretrain(
     memory = setting.state.hooks.get("validation", {})
     if recipe.training.average_checkpoints:
         checkpoints.load_mean(setting.state.learner.parts)
-    elif recipe.training.keep_best and memory.get("best_window") not in (None, outcome.window):
+    elif keeps_best and memory.get("best_window") not in (None, outcome.window):
         checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
     else:
         adopt_evaluation_weights(setting.state)

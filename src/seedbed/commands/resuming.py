@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace as _replaced
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def resolved_sections(requested: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "max_minutes": None,
         "micro_batch_rows": plan.micro_batch_rows,
     }
+    if plan.every() != _replaced(plan, validation_steps=0).every():  # else the default repeats it
+        training["validation_steps"] = plan.every()
     return {**requested, "training": training}
 
 

@@ -183,9 +183,12 @@ class Objective(ABC):
         answers: what each term predicts; decides which baseline a loss is shown beside. Terms left out predict tokens.
         group_rows: rows that must stay together (in-batch negatives); micro-batches are multiples of it.
         can_compare: losses follow from `predict` alone, so that the answers of several passes can be compared (R-Drop).
+        is_stationary: a loss means the same at every step. Where it does not, since a part of the model sets the task of
+            another, the lowest is not the best.
     """
 
     can_compare: ClassVar[bool] = True
+    is_stationary: ClassVar[bool] = True
     view: str = "windows"
     terms: tuple[str, ...] = ()
     answers: Mapping[str, Answer] = {}

@@ -151,6 +151,7 @@ class ReplacedToken(Objective):
     """
 
     can_compare: ClassVar = False
+    is_stationary: ClassVar = False  # the better the generator, the harder what the trunk is asked
     answers: Mapping[str, Answer] = {"replaced_token": "other"}
     config: ReplacedTokenConfig
 

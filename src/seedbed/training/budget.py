@@ -22,6 +22,8 @@ from seedbed.training.step import Learner, MicroBatch
 __all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
 
 _MAX_MICRO_BATCH_ROWS = 64
+_MAX_VALIDATIONS = 20
+_VALIDATION_SHARE = 0.2  # of the time there is, at most; two validations are made in any case
 _SLACK = 1.5  # what a step needs besides the tensors saved for backward: gradients of activations, buffers, allocator
 
 
@@ -35,6 +37,7 @@ class Plan:
         micro_batch_rows: rows of one forward pass; changes rounding only.
         forecast_seconds: training time the probe expects, validations included; 0 when there was no probe.
         note: what was cut and why, or "".
+        validation_steps: steps from one validation to the next.
     """
 
     num_windows: int
@@ -42,6 +45,11 @@ class Plan:
     micro_batch_rows: int
     forecast_seconds: float
     note: str
+    validation_steps: int = 0
+
+    def every(self) -> int:
+        """Return the steps from one validation to the next; plans that do not say so have twenty validations."""
+        return self.validation_steps or max(1, self.num_windows // _MAX_VALIDATIONS)
 
 
 def saved_bytes(learner: Learner, micro: MicroBatch, *, compute_dtype: torch.dtype) -> int:
@@ -134,15 +142,21 @@ def plan_steps(
         steps = max(1, config.budget_tokens // (rows * row_length))
     if steps is None and minutes is None:
         minutes = 5.0
-    note, forecast = "", 0.0
+    note, forecast, num_validations = "", 0.0, _MAX_VALIDATIONS
     if measure is not None and (minutes is not None or config.max_minutes is not None):
         step_seconds, validation_seconds = measure()
-        num_validations = 20 if config.validation_steps == 0 else None
+        limit = min(m for m in (minutes, config.max_minutes) if m is not None)
+        affordable = int(_VALIDATION_SHARE * 60 * limit / max(validation_seconds, 1e-9))
+        num_validations = max(2, min(_MAX_VALIDATIONS, affordable))
+
+        def spent(steps: int) -> float:
+            """Return the seconds of so many steps with their validations."""
+            count = steps / config.validation_steps if config.validation_steps else num_validations
+            return steps * step_seconds + count * validation_seconds
 
         def fitting(limit: float) -> int:
-            if num_validations is not None:
-                return max(1, int((60 * limit - num_validations * validation_seconds) / step_seconds))
-            return max(1, int(60 * limit / (step_seconds + validation_seconds / config.validation_steps)))
+            fixed, a_step = spent(0), spent(1) - spent(0)
+            return max(1, int((60 * limit - fixed) / a_step))
 
         if minutes is not None:
             steps = fitting(minutes)
@@ -153,11 +167,10 @@ def plan_steps(
                 f" {config.max_minutes:g} are allowed"
             )
             steps = most
-        forecast = (
-            steps * step_seconds + (num_validations or steps // config.validation_steps) * validation_seconds
-        )
+        forecast = spent(steps)
     assert steps is not None, "a budget in minutes needs a probe"
-    return Plan(steps, rows, micro_batch_rows, forecast, note)
+    every = config.validation_steps or max(1, steps // num_validations)
+    return Plan(steps, rows, micro_batch_rows, forecast, note, every)
 
 
 def time_steps(
