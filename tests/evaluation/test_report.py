@@ -8,6 +8,8 @@ import pytest
 
 from seedbed.evaluation.report import RunReport, Sample, _smooth, _throughput, build_report
 from seedbed.evaluation.report_texts import KNOWS, LABELS, PARAGRAPHS
+from seedbed.objectives import OBJECTIVES
+from seedbed.objectives.combination import COMBINATIONS
 
 METRICS = [
     {"kind": "step", "window": w, "loss": 9 - w / 10, "learning_rate": 1e-3 * w / 40, "tokens": 512 * w}
@@ -155,6 +157,28 @@ def test_texts_of_both_languages_fill_in_the_same_values() -> None:
             assert names[0] == names[1], key
             assert english.isascii(), key
             assert re.search(r"[\u4e00-\u9fff]", chinese), key
+
+
+def test_the_parts_of_a_loss_stand_beside_their_own_baselines() -> None:
+    valid = {"masked_lm.loss": 5.5, "masked_lm.accuracy": 0.21, "sentence_order.loss": 0.6, "loss": 6.1}
+    floors = {"masked_lm.unigram": 7.04, "sentence_order.chance": 0.69, "chance": 7.73}
+    metrics = [
+        {**line, "losses": {"masked_lm": 6.0, "sentence_order": 0.7}}
+        if line["kind"] == "step"
+        else {**line, "masked_lm.loss": 5.6, "sentence_order.loss": 0.65}
+        for line in METRICS
+    ]
+    summary = {**RUN.summary, "objective": "sentence_order", "valid": valid, "valid_loss": 6.1}
+    html = build_report(replace(RUN, summary={**summary, "baselines": floors}, metrics=metrics))
+    assert html.count('<div class="chart">') == 3 + 2  # the sum, each part, rate, throughput
+    for text in ("masked lm: loss and baselines", "unigram 7.04", "chance 0.69", "chance 7.73", "21.0%"):
+        assert text in html, text
+    assert "perplexity" not in html.lower()  # of a sum it means nothing
+
+
+def test_every_strategy_is_explained() -> None:
+    supervised = {"classification", "supervised_generation"}  # parts of a mixture
+    assert {*OBJECTIVES, *COMBINATIONS} - supervised <= PARAGRAPHS.keys()
 
 
 def test_a_continued_run_shows_both_texts_and_what_changed() -> None:

@@ -90,6 +90,9 @@ class _Writer:
         self.summary = run.summary
         self.baselines: Mapping[str, float] = run.summary.get("baselines", {})
         self.objective = str(run.summary.get("objective", ""))
+        self.terms = [
+            key.removesuffix(".loss") for key in self.summary.get("valid", {}) if key.endswith(".loss")
+        ]
         self.steps = [line for line in run.metrics if line.get("kind") == "step"]
         self.validations = [line for line in run.metrics if line.get("kind") == "validation"]
         lead = " · ".join(
@@ -166,7 +169,43 @@ class _Writer:
                 ],
             )
         )
+        for term in self.terms:
+            self._term_curve(term)
         self.explain("curve")
+
+    def _term_curve(self, term: str) -> None:
+        """One part of the loss over steps, with its own baselines."""
+        trained = [
+            (float(line["window"]), float(line["losses"][term]))
+            for line in self.steps
+            if term in line.get("losses", {})
+        ]
+        valid = [
+            (float(line["window"]), float(line[f"{term}.loss"]))
+            for line in self.validations
+            if f"{term}.loss" in line
+        ]
+        series = [
+            Series(self.label("train_loss"), _smooth(trained), color=0),
+            Series(self.label("valid_loss"), valid, has_markers=True, color=1),
+        ]
+        self.page.line_chart(
+            Chart(
+                title=self.heading("terms_chart").format(term=term.replace("_", " ")),
+                x_label=self.label("step"),
+                y_label=self.label("loss_axis"),
+                series=[one for one in series if one.points],
+                references=[Reference(self.label(name), value) for name, value in self._floors(term).items()],
+            )
+        )
+
+    def _floors(self, term: str) -> dict[str, float]:
+        """Return the baselines of one part of the loss."""
+        return {
+            name.removeprefix(f"{term}."): value
+            for name, value in self.baselines.items()
+            if name.startswith(f"{term}.")
+        }
 
     def continued(self) -> None:
         """Loss on the new and the old text from before the first step, with the limit on forgetting drawn in."""
@@ -213,6 +252,9 @@ class _Writer:
         if loss is None or not self.baselines:
             return
         self.page.section(self.heading("beside"))
+        if self.terms:
+            self._beside_terms(scores)
+            return
         rows = [
             [self.label(name), f"{value:.3f}", format_number(_perplexity(value)), "", self._knows(name)]
             for name, value in self.baselines.items()
@@ -230,6 +272,27 @@ class _Writer:
         self.page.table(header, [*rows, own], align="lrrrl")
         targets = scores.get("targets")
         self.explain("beside", targets=format_number(float(targets)) if targets else "")
+
+    def _beside_terms(self, scores: Mapping[str, float]) -> None:
+        """The parts of a sum, each beside its own baselines: the sum itself has no perplexity."""
+        names = [name for name in ("uniform", "unigram", "bigram", "chance") if self._has_floor(name)]
+        rows = []
+        for term in self.terms:
+            floors, right = self._floors(term), scores.get(f"{term}.accuracy")
+            rows.append(
+                [
+                    term.replace("_", " "),
+                    f"{scores[f'{term}.loss']:.3f}",
+                    *(f"{floors[name]:.3f}" if name in floors else "" for name in names),
+                    "" if right is None else f"{right:.1%}",
+                ]
+            )
+        header = [self.label(key) for key in ("term", "loss", *names, "accuracy")]
+        self.page.table(header, rows, align="l" + "r" * (len(names) + 2))
+        self.explain("beside_terms")
+
+    def _has_floor(self, name: str) -> bool:
+        return any(key.endswith(f".{name}") for key in self.baselines)
 
     def samples(self) -> None:
         """What the model says, before and after."""

@@ -37,6 +37,7 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "loss_after": ("loss after", "训练后损失"),
     "change": ("change, nats", "变化（奈特）"),
     "uniform": ("uniform", "均匀"),
+    "chance": ("chance", "随机"),
     "unigram": ("unigram", "一元"),
     "bigram": ("bigram", "二元"),
     "this_model": ("this model", "本模型"),
@@ -54,6 +55,8 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "parameters": ("parameters", "参数量"),
     "knows": ("what it knows", "知道什么"),
     "predictor": ("predictor", "预测者"),
+    "term": ("part of the loss", "损失的组成部分"),
+    "terms_chart": ("{term}: loss and baselines", "{term}：损失与基线"),
     # Samples
     "prompt": ("text given", "给出的文本"),
     "before": ("before", "训练前"),
@@ -139,6 +142,13 @@ PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
         "各行都在验证文本的同样 {targets} 个目标上计算。困惑度是 e 的损失次方，即预测者仍在多少个等可能的词元"
         "之间犹豫。只有使用同一分词器的模型才能比较损失；不同分词器之间请比较每字节比特数。",
     ),
+    "beside_terms": (
+        "The loss is a weighted sum of these parts. Each is scored at its own targets, the same for every row of the"
+        " validation text, and stands beside what can be had without a model: counting tokens, or guessing. Parts of different"
+        " kinds do not compare with each other.",
+        "损失是这些部分的加权和。每一部分都在各自固定的验证目标上计算，并与不用模型所能达到的水平（统计词频或随机猜测）对照。"
+        "不同种类的部分之间不能互相比较。",
+    ),
     "masked_lm": (
         "Masked language modelling: 15 % of the tokens are hidden, and the model names them from both sides.",
         "掩码语言模型：遮住 15% 的词元，模型根据左右两侧的文本猜出它们。",
@@ -146,6 +156,72 @@ PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
     "causal_lm": (
         "Causal language modelling: the model predicts each token from those before it.",
         "因果语言模型：模型根据前面的词元预测下一个词元。",
+    ),
+    "fill_in_middle": (
+        "Fill-in-the-middle: as causal language modelling, with a piece of some documents moved to their end, so that the model"
+        " learns to complete gaps.",
+        "中间填充：与因果语言模型相同，但部分文档中间的一段被移到末尾，模型由此学会补全空缺。",
+    ),
+    "prefix_lm": (
+        "Prefix language modelling: the model reads the first part of a row from both sides and predicts the rest.",
+        "前缀语言模型：一行的前一部分双向可见，模型依次预测其余部分。",
+    ),
+    "masked_next_token": (
+        "Masked next-token prediction: hidden tokens are predicted from the place before them, with both sides in view.",
+        "掩码下一词预测：在双向可见的情况下，从被遮词元的前一个位置预测它。",
+    ),
+    "hybrid": (
+        "Masked-causal hybrid: some rows are read from left to right, in the others tokens are hidden; one model serves both"
+        " uses.",
+        "掩码与因果混合：一部分行从左到右预测，其余的行遮住词元再预测；同一个模型兼作两用。",
+    ),
+    "masked_diffusion": (
+        "Masked diffusion: any share of a row, from one token to all, is hidden. The loss bounds the nats a token of the text.",
+        "掩码扩散：遮住一行中任意比例的词元，从一个到全部。该损失是每词元奈特数的上界。",
+    ),
+    "next_sentence": (
+        "Next sentence prediction: does the second run of sentences follow the first, or is it from another document? Beside"
+        " masked language modelling.",
+        "下一句预测：判断第二段句子是否紧接第一段，还是来自另一篇文档；与掩码语言模型同时训练。",
+    ),
+    "sentence_order": (
+        "Sentence order prediction: do two runs of sentences stand in their order, or exchanged? Beside masked language"
+        " modelling.",
+        "句序预测：判断两段句子是原来的顺序还是被交换过；与掩码语言模型同时训练。",
+    ),
+    "replaced_token": (
+        "Replaced-token detection: a small generator fills hidden places, and the model says of every token whether it is the"
+        " text's own. The better the generator, the harder the detection, so the sum need not fall.",
+        "替换词检测：小生成器填补被遮的位置，模型判断每个词元是否为原文。生成器越好，检测越难，因此总损失不一定下降。",
+    ),
+    "permutation_lm": (
+        "Permutation language modelling: tokens are predicted in a random order, each from those before it in that order.",
+        "排列语言模型：按随机顺序预测词元，每个词元由该顺序中在它之前的词元预测。",
+    ),
+    "span_corruption": (
+        "Span corruption: spans are cut out of the text the encoder reads, and the decoder writes them.",
+        "片段破坏：从编码器读入的文本中挖去若干片段，由解码器写出。",
+    ),
+    "ul2": (
+        "A mixture of denoisers: short spans, long spans, or the end of a row are cut out, and the decoder writes them.",
+        "去噪混合：挖去短片段、长片段或行尾，由解码器写出。",
+    ),
+    "denoising": (
+        "Denoising: sentences are shuffled and spans hidden, and the decoder writes the text as it was. Most of it can be"
+        " copied; the baselines do not know that.",
+        "去噪：打乱句子并遮住片段，由解码器还原全文。大部分内容可以照抄，而基线并不知道这一点。",
+    ),
+    "contrastive": (
+        "Contrastive sentence vectors: two views of a sentence shall be closer than those of other sentences.",
+        "对比学习句向量：同一句子的两个视图应比其他句子的更接近。",
+    ),
+    "distillation": (
+        "Distillation: a student learns what a frozen teacher makes of the same rows.",
+        "蒸馏：学生模型学习冻结的教师模型对同样文本的输出。",
+    ),
+    "mixture": (
+        "Several objectives in one run, each with a share of the rows.",
+        "一次训练中包含多个目标，各占一部分行。",
     ),
     "samples_masked": (
         "For each text, the model's first guesses for [MASK] and how sure it is of each. The texts are from the validation"
