@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -19,8 +20,9 @@ class AdafactorConfig(OptimizerConfig):
     """Adafactor (Shazeer and Stern, arXiv 1804.04235), as T5 was trained.
 
     torch.optim.Adafactor refuses the flag of a non-finite gradient and makes the host wait twice a matrix, hence ours; its
-    update is the same. Differs from the paper as torch's does: eps1 bounds the estimate instead of being added to the
-    squared gradient, and the rate is the schedule's. For the paper's relative step choose `inverse_square_root` with
+    update is the same, but for eps1, which bounds each factor of the estimate and not their product: that is never written
+    out. Differs from the paper as torch's does: eps1 is a bound instead of being added to the squared gradient, and the
+    rate is the schedule's. For the paper's relative step choose `inverse_square_root` with
     `timescale_steps: 10000` and a rate of 0.01.
     """
 
@@ -39,7 +41,9 @@ class AdafactorConfig(OptimizerConfig):
     max_update_rms: float = Field(
         1.0, gt=0.0, description="Updates are scaled down to this root mean square."
     )
-    eps: float = Field(1.1920929e-07, gt=0.0, description="Least root of the second moment (eps1).")
+    eps: float = Field(
+        1.1920929e-07, gt=0.0, description="Least root of each factor of the second moment (eps1)."
+    )
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer for these parameters."""
@@ -78,19 +82,22 @@ class Adafactor(GuardedOptimizer):
             scale = group["lr"] * (
                 _rms(parameter).clamp(min=group["min_scale"]) if group["is_relative"] else 1.0
             )
-            square = gradient.square()
             if parameter.ndim < 2:
-                variance = state["variance"].lerp_(square, weight).clone()
+                variance = state["variance"].lerp_(gradient.square(), weight)
+                gradient.mul_(variance.clamp(min=group["eps"] ** 2).rsqrt_())
             else:
+                # The inverse roots of the two factors one after the other: their product is never written out.
+                square = gradient.square()
                 row = state["row"].lerp_(square.mean(-1, keepdim=True), weight)
                 column = state["column"].lerp_(square.mean(-2, keepdim=True), weight)
-                variance = row @ column
-                variance /= row.mean(-2, keepdim=True).clamp_(min=group["eps"])
-            update = variance.clamp_(min=group["eps"] ** 2).rsqrt_().mul_(gradient)
-            update *= scale / (_rms(update) / group["max_update_rms"]).clamp(min=1.0)
-            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.sub_(update)
+                share = row / row.mean(-2, keepdim=True).clamp_(min=group["eps"] ** 2)
+                gradient.mul_(share.clamp_(min=group["eps"] ** 2).rsqrt_())
+                gradient.mul_(column.clamp(min=group["eps"] ** 2).rsqrt_())
+            if decay := group["lr"] * group["weight_decay"]:
+                parameter.mul_(1.0 - decay)
+            scale = scale / (_rms(gradient) / group["max_update_rms"]).clamp(min=1.0)
+            parameter.addcmul_(gradient, scale, value=-1.0)
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return tensor.square().mean().sqrt()
+    return torch.linalg.vector_norm(tensor) / math.sqrt(max(1, tensor.numel()))
