@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from seedbed.config import Config
+from seedbed.errors import IncompatibleError
 from seedbed.models.config import Initialisation, Stack, TransformerConfig
 from seedbed.models.translate import ClassifierForm, ExtraHead, Weight
 
@@ -45,7 +47,7 @@ def gated_size(hidden_size: int) -> int:
     return -(-8 * hidden_size // 3 // 64) * 64
 
 
-class FamilyConfig(Config):
+class FamilyConfig(Config, ABC):
     """What every family lets a recipe choose; None means the preset's or the family's own value."""
 
     model_type: ClassVar[str] = ""
@@ -136,9 +138,9 @@ class FamilyConfig(Config):
             or (preset.num_heads if self.hidden_size is None else max(1, width // 64)),
         )
 
+    @abstractmethod
     def build(self, *, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> TransformerConfig:
         """Return the full description for a vocabulary; `special_ids` maps pad, bos, eos, cls, sep, mask, unk to ids."""
-        raise NotImplementedError
 
     def _common(self, vocab_size: int, special_ids: Mapping[str, int] | None) -> dict[str, Any]:
         """Return the fields of the description that mean the same in every family."""
@@ -163,17 +165,17 @@ class FamilyConfig(Config):
     @classmethod
     def from_huggingface(cls, data: Mapping[str, Any]) -> TransformerConfig:
         """Translate a `config.json`; refuses by name what cannot be expressed exactly."""
-        raise NotImplementedError
+        raise cls._no_form()
 
     @classmethod
     def to_huggingface(cls, config: TransformerConfig) -> dict[str, Any]:
         """Translate back to a `config.json`; refuses what the family cannot express."""
-        raise NotImplementedError
+        raise cls._no_form()
 
     @classmethod
     def weights(cls, config: TransformerConfig, *, has_head: bool) -> list[Weight]:
         """Return the map between our weights and the family's."""
-        raise NotImplementedError
+        raise cls._no_form()
 
     @classmethod
     def extra_heads(cls, *, has_head: bool) -> dict[str, ExtraHead]:
@@ -183,3 +185,11 @@ class FamilyConfig(Config):
             has_head: whether the language-model head is there too; the class may depend on it.
         """
         return {}
+
+    @classmethod
+    def _no_form(cls) -> IncompatibleError:
+        """Return the error of a family that has no Hugging Face form."""
+        return IncompatibleError(
+            f"{cls.model_type or cls.__name__} has no Hugging Face form: {cls.native_reason}.",
+            hint=f"model.name={cls.nearest}" if cls.nearest else "another family",
+        )

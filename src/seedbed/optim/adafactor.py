@@ -100,4 +100,5 @@ class Adafactor(GuardedOptimizer):
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor) / math.sqrt(max(1, tensor.numel()))
+    norm: Tensor = torch.linalg.vector_norm(tensor)
+    return norm / math.sqrt(max(1, tensor.numel()))

@@ -6,6 +6,7 @@ with a bias per head, so the products and the softmax are those of every other m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class BiasedPlan(AttentionPlan):
     query_index: Tensor | None = None
 
 
-class BiasedAttention(Attention):
+class BiasedAttention(Attention, ABC):
     """Attend with a bias per head, query and key. Never fused, and both streams drop probabilities."""
 
     drops_query_stream = True
@@ -43,11 +44,11 @@ class BiasedAttention(Attention):
         q, mask = super().meet(q, distances, plan, is_query=is_query)
         return q, bias if mask is None else bias + mask
 
+    @abstractmethod
     def distance_bias(
         self, q: Tensor, distances: Any, plan: BiasedPlan, *, is_query: bool
     ) -> tuple[Tensor, Tensor]:
         """Return queries (B, H, T, K) as they meet the keys, and what distances add to the scaled scores, (B, H, T, S)."""
-        raise NotImplementedError
 
 
 def shift(scores: Tensor) -> Tensor:
