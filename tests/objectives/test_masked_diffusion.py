@@ -49,6 +49,21 @@ def test_weights_of_a_row_sum_to_its_tokens():
     assert objective.counts(targets)["masked_diffusion"] == pytest.approx(float(real.sum()))
 
 
+def test_the_largest_share_grows_over_the_run():
+    rows, draws = rows_of(400)
+    objective = build(min_mask_rate=0.1, initial_max_mask_rate=0.3, max_mask_rate=0.9)
+    real = ((rows.marks & SPECIAL) == 0).sum(dim=1)
+    for progress, largest in ((0.0, 0.3), (0.5, 0.6), (1.0, 0.9)):
+        _, targets = objective.make_batch(rows, draws, progress=progress)
+        hidden = torch.bincount(targets["masked_diffusion"].at // LENGTH, minlength=400)
+        assert bool((hidden <= (largest * real).round()).all())
+        assert float((hidden / real).max()) > largest - 0.1
+    exact = objective.for_evaluation().make_batch(rows, draws, progress=0.0)[1]["masked_diffusion"]
+    assert float(torch.bincount(exact.at // LENGTH, minlength=400).float().mean()) > 0.45 * LENGTH
+    with pytest.raises(ValueError, match="above the largest rate"):
+        MaskedDiffusionConfig(min_mask_rate=0.4, initial_max_mask_rate=0.3)
+
+
 class _Fixed(nn.Module):
     """A head that gives every place the same distribution: its exact nats a token are known."""
 

@@ -6,8 +6,8 @@ masked with probability t.
 Differs from it: instead of a continuous t with each token masked by chance, the number n of masked tokens is drawn evenly
 from 1..L and exactly n are masked, weighted L / n. That is the same bound with the chance in t integrated out (order-agnostic
 autoregressive models, E. Hoogeboom et al., arXiv 2110.02037, section 3), so the loss is still an upper bound on nats a
-token, with less variance. The model is not told t (section 3.5 finds no need). The generator is in
-`generation/diffusion.py`.
+token, with less variance. The largest share may grow over a run, which is ours. The model is not told t (section 3.5 finds no
+need). The generator is in `generation/diffusion.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
@@ -55,6 +55,20 @@ class MaskedDiffusionConfig(ObjectiveConfig):
         le=1.0,
         description="Largest share masked in a row; below 1 the model cannot start from nothing.",
     )
+    initial_max_mask_rate: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="Largest share at the start of the run, from which it goes linearly to max_mask_rate. null: constant. Rows"
+        " with little hidden teach sooner.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> MaskedDiffusionConfig:
+        least = min(self.max_mask_rate, self.initial_max_mask_rate or 1.0)
+        if self.min_mask_rate > least:
+            raise ValueError(f"min_mask_rate {self.min_mask_rate:g} is above the largest rate, {least:g}")
+        return self
 
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> MaskedDiffusion:
         """Make the objective; see `ObjectiveConfig.build`."""
@@ -107,7 +121,9 @@ class MaskedDiffusion(Objective):
         can = (position[None, :] < rows.lengths[:, None]) & ((rows.marks & SPECIAL) == 0)  # (B, L)
         real = can.sum(dim=1)  # (B,)
         low = (self.config.min_mask_rate * real).long().clamp(min=1)
-        high = torch.maximum((self.config.max_mask_rate * real).round().long(), low)
+        initial, final = self.config.initial_max_mask_rate, self.config.max_mask_rate
+        largest = final if initial is None else initial + (final - initial) * progress
+        high = torch.maximum((largest * real).round().long(), low)
         share = (draws.rows("masked_diffusion rate").long() & 0xFFFFFFFF).double() / 2**32
         number = torch.minimum(low + (share * (high - low + 1)).long(), high).clamp(max=real)  # (B,)
         score = draws.positions("masked_diffusion choice", length).long() * length + position

@@ -65,7 +65,7 @@ class ReplacedTokenConfig(MaskingConfig, ObjectiveConfig):
     source: ClassVar = "ELECTRA (Clark et al., 2020, 2003.10555); DeBERTaV3 (He et al., 2021, 2111.09543)"
     fits: ClassVar = ("encoder",)
     needs: ClassVar = "windows of text, a mask token; word marks for whole words"
-    default_model: ClassVar = "electra"
+    default_model: ClassVar = "modernbert"
     use: ClassVar = "understanding at a given compute: every token is a target; the model fills no masks"
 
     name: Literal["replaced_token"] = Field("replaced_token", description="Replaced-token detection.")
