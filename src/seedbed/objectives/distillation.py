@@ -13,8 +13,7 @@ pairs that may attend each other. Queries and keys are compared as they meet (ro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
@@ -22,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from seedbed.batch import Batch, Hidden, Targets
+from seedbed.batch import Batch, Targets
 from seedbed.config import one_of
 from seedbed.data.draws import Draws
 from seedbed.data.views import Rows, RowSource, View
@@ -31,7 +30,6 @@ from seedbed.hashing import key_from
 from seedbed.models.config import TransformerConfig
 from seedbed.models.folder import holds_model, read_model
 from seedbed.models.language_model import LanguageModel
-from seedbed.models.layers.mask import may_attend
 from seedbed.models.pretraining_heads import init_head
 from seedbed.models.shrink import spread_layers, take_layers
 from seedbed.models.transformer import Transformer
@@ -49,15 +47,8 @@ from seedbed.objectives.denoising import DenoisingConfig
 from seedbed.objectives.lexicon import check_digest, path_digest
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.objectives.masked_next_token import MaskedNextTokenConfig
-from seedbed.objectives.matching import (
-    attention_scores,
-    cosine_distance,
-    regrouped,
-    relation_divergence,
-    score_error,
-    soft_targets,
-    state_error,
-)
+from seedbed.objectives.matching import cosine_distance, soft_targets
+from seedbed.objectives.observation import INSIDE, Observed, Pair, captures
 from seedbed.objectives.prefix_lm import PrefixLMConfig
 from seedbed.objectives.span_corruption import SpanCorruptionConfig
 from seedbed.tokenizer.tokenizer import Tokenizer
@@ -78,9 +69,6 @@ if TYPE_CHECKING:
     Base = ObjectiveConfig
 else:
     Base = one_of(BASES, default="masked_lm")
-
-_INSIDE = ("hidden", "embedding", "attention", "relations")
-"""Terms that look inside the layers; the others need outputs only."""
 
 _METHODS: dict[str, dict[str, float]] = {
     "distilbert": {"labels": 2.0, "soft_targets": 5.0, "cosine": 1.0},
@@ -169,7 +157,7 @@ class DistillationConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _some_weight(self) -> DistillationConfig:
-        if not any(self.term_weights().get(term) for term in ("soft_targets", "cosine", *_INSIDE)):
+        if not any(self.term_weights().get(term) for term in ("soft_targets", "cosine", *INSIDE)):
             raise ValueError("every weight that asks the teacher is 0; train the base objective instead")
         return self
 
@@ -258,7 +246,7 @@ class Distillation(Objective):
                 f" {self.vocabulary.vocab_size} and {self.row_length}",
                 "lower data.row_length, or use another teacher",
             )
-        if model.stack == "encoder_decoder" and (inside := [term for term in _INSIDE if term in asked]):
+        if model.stack == "encoder_decoder" and (inside := [term for term in INSIDE if term in asked]):
             self._refuse(
                 f"{', '.join(inside)} compare the layers of one stack, an encoder-decoder has two",
                 "objective.method=distilbert with these weights 0",
@@ -373,9 +361,9 @@ class Distillation(Objective):
         trunk: Any = modules["trunk"]
         num_layers = trunk.config.num_layers
         matched = self.matched_layers(num_layers) if self._asked.keys() & {"hidden", "attention"} else []
-        captures = self._captures(range(1, len(matched) + 1), num_layers)
+        needed = captures(self._asked, range(1, len(matched) + 1), num_layers)
         needs_last = "cosine" in self._asked
-        student = _Observed(trunk, captures, is_whole=needs_last or f"hidden.{num_layers}" in captures)
+        student = Observed(trunk, needed, is_whole=needs_last or f"hidden.{num_layers}" in needed)
         names = {name: module for name, module in modules.items() if name != "teacher"}
         own = {term: target for term, target in targets.items() if term != _REAL}
         nowhere = torch.zeros(0, dtype=torch.int64, device=batch.input_ids.device)
@@ -392,13 +380,13 @@ class Distillation(Objective):
         else:
             student(batch, at=nowhere, dropout_key=dropout_key, embedding_delta=embedding_delta)
         assert student.hidden is not None
-        captures = self._captures(matched, teacher.config.num_layers)
+        needed = captures(self._asked, matched, teacher.config.num_layers)
         at = None
-        if not needs_last and f"hidden.{teacher.config.num_layers}" not in captures:
+        if not needs_last and f"hidden.{teacher.config.num_layers}" not in needed:
             at = targets[self.base.terms[0]].at if "soft_targets" in self._asked else nowhere
         with torch.no_grad():
-            asked = teacher.trunk(batch, capture=captures, at=at)
-        seen = _Pair(student.hidden, asked, trunk.config, teacher.config)
+            asked = teacher.trunk(batch, capture=needed, at=at)
+        seen = Pair(student.hidden, asked, trunk.config, teacher.config)
 
         real = targets[_REAL]
         for term in self._asked:
@@ -409,24 +397,26 @@ class Distillation(Objective):
                 states = (features_at(hidden, real) for hidden in (seen.student, seen.teacher))
                 terms[term] = Term(cosine_distance(*states).sum(), {})
             elif term == "embedding":
-                error = self._states(modules.get("embedding_projection"), seen, 0, 0, real)
+                error = seen.state_error(modules.get("embedding_projection"), 0, 0, real.at)
                 terms[term] = Term(error.sum(), {})
             elif term == "hidden":
                 projection = modules.get("hidden_projection")
                 errors = [
-                    self._states(projection, seen, layer, other, real).sum()
-                    for layer, other in enumerate(
-                        self.matched_layers(seen.student_config.num_layers), start=1
-                    )
+                    seen.state_error(projection, layer, other, real.at).sum()
+                    for layer, other in enumerate(matched, start=1)
                 ]
                 terms[term] = Term(torch.stack(errors).sum(), {})
             else:
-                each = self._relations(seen, batch) if term == "relations" else self._scores(seen, batch)
+                each = (
+                    seen.relation_error(batch, self.config.relation_heads)
+                    if term == "relations"
+                    else seen.attention_error(batch, matched)
+                )
                 terms[term] = Term(each.flatten()[real.at].sum(), {})
         return terms
 
     def _soft(
-        self, head: nn.Module, teacher: LanguageModel, seen: _Pair, target: Targets, with_details: bool
+        self, head: nn.Module, teacher: LanguageModel, seen: Pair, target: Targets, with_details: bool
     ) -> Term:
         size = self.vocabulary.vocab_size
         own = head(features_at(seen.student, target))[:, :size]
@@ -439,61 +429,6 @@ class Distillation(Objective):
             return Term(loss, {})
         agreed = (weight * (own.argmax(dim=1) == other.argmax(dim=1))).sum()
         return Term(loss, {"agreed": agreed}, per_target)
-
-    def _states(
-        self, projection: nn.Module | None, seen: _Pair, layer: int, other: int, real: Targets
-    ) -> Tensor:
-        """Return the error of hidden states behind a student layer and a teacher layer; 0 is behind the embedding."""
-        own = seen.student.captured[f"hidden.{layer}"].flatten(0, 1)[real.at]
-        return state_error(own, seen.teacher.captured[f"hidden.{other}"].flatten(0, 1)[real.at], projection)
-
-    def _scores(self, seen: _Pair, batch: Batch) -> Tensor:
-        """Return the error of attention scores summed over matched layers, (B, T)."""
-        allowed = _allowed(batch)
-        total = torch.zeros(batch.input_ids.shape, device=batch.input_ids.device)
-        for layer, other in enumerate(self.matched_layers(seen.student_config.num_layers)):
-            own, theirs = (
-                attention_scores(hidden.captured[f"query.{i}"], hidden.captured[f"key.{i}"])
-                for hidden, i in ((seen.student, layer), (seen.teacher, other - 1))
-            )
-            total = total + score_error(own, theirs, allowed)
-        return total
-
-    def _relations(self, seen: _Pair, batch: Batch) -> Tensor:
-        """Return the divergence of the last layers' relations, (B, T)."""
-        allowed, total = _allowed(batch), torch.zeros((), device=batch.input_ids.device)
-        for left, right in (("query", "key"), ("value", "value")):
-            own, theirs = (
-                self._relation(hidden, left, right, config)
-                for hidden, config in (
-                    (seen.student, seen.student_config),
-                    (seen.teacher, seen.teacher_config),
-                )
-            )
-            total = total + relation_divergence(own, theirs, allowed)
-        return total
-
-    def _relation(self, hidden: Hidden, left: str, right: str, config: Any) -> Tensor:
-        """Return the last layer's scores of one kind with another, (B, heads, T, T)."""
-        states = []
-        for name in (left, right):
-            found = hidden.captured[f"{name}.{config.num_layers - 1}"]
-            found = found.repeat_interleave(config.num_heads // found.shape[1], dim=1)
-            states.append(
-                found if self.config.relation_heads is None else regrouped(found, self.config.relation_heads)
-            )
-        return attention_scores(*states)
-
-    def _captures(self, layers: Iterable[int], num_layers: int) -> list[str]:
-        """Return what has to be seen of a model: its matched layers, from 1, its embedding, its last layer."""
-        names = [f"hidden.{layer}" for layer in layers if "hidden" in self._asked]
-        if "attention" in self._asked:
-            names += [f"{kind}.{layer - 1}" for layer in layers for kind in ("query", "key")]
-        if "embedding" in self._asked:
-            names.append("hidden.0")
-        if "relations" in self._asked:
-            names += [f"{kind}.{num_layers - 1}" for kind in ("query", "key", "value")]
-        return sorted(set(names))
 
     def _check_relations(self, model: Any) -> None:
         teacher, heads = self.teacher.config, self.config.relation_heads
@@ -536,49 +471,6 @@ class Distillation(Objective):
 
     def _refuse(self, what: str, hint: str) -> NoReturn:
         raise IncompatibleError(f"objective distillation: {what}.", hint=hint)
-
-
-class _Observed(nn.Module):
-    """Be the student for its base objective, and keep what the teacher's terms need of that one forward pass."""
-
-    def __init__(self, trunk: nn.Module, capture: list[str], *, is_whole: bool) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.capture = capture
-        self.is_whole = is_whole
-        self.hidden: Hidden | None = None
-
-    def forward(self, batch: Batch, *, at: Tensor | None = None, **options: Any) -> Hidden:
-        """Run the trunk; with `is_whole` at every place, whatever the base objective needs."""
-        if not self.is_whole:
-            self.hidden = self.trunk(batch, at=at, capture=self.capture, **options)
-            return self.hidden
-        self.hidden = self.trunk(batch, capture=self.capture, **options)
-        if at is None:
-            return self.hidden
-        return replace(self.hidden, last=self.hidden.last.flatten(0, 1).index_select(0, at))
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """Hold what two models made of one batch, and their descriptions."""
-
-    student: Hidden
-    teacher: Hidden
-    student_config: TransformerConfig
-    teacher_config: TransformerConfig
-
-
-def _allowed(batch: Batch) -> Tensor:
-    """Return who may attend whom, (B or 1, T, T) bool."""
-    ids = batch.input_ids
-    segments = torch.ones_like(ids, dtype=torch.int32) if batch.segment_ids is None else batch.segment_ids
-    allowed = may_attend(batch, segments, None, 0)
-    return (
-        torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device)
-        if allowed is None
-        else allowed
-    )
 
 
 def _model_folder(path: str) -> Path:
