@@ -33,6 +33,34 @@ def prepared(corpus, tmp_path_factory):
     return prepare(recipe, Console(as_json=True))
 
 
+@pytest.mark.parametrize("name", ["classification", "supervised_generation"])
+def test_a_run_does_not_go_on_with_changed_files(name, prepared, corpus, tmp_path):
+    objective, model = strategy_section(name, tmp_path, prepared.tokenizer)
+    data = values(corpus, tmp_path / "run", objective=objective, model=model)
+    with pytest.raises(pretraining.Interrupted):
+        train(prepared, data, stop_after=2)
+    path = tmp_path / "task.tsv"
+    before = path.read_text()
+    path.write_text(before.replace("cat\n", "dog\n", 1))
+    with pytest.raises(IncompatibleError, match=r"task\.tsv changed since"):
+        train(prepared, data)
+    path.unlink()
+    with pytest.raises(DataError, match=r"task\.tsv does not exist"):
+        train(prepared, data)
+    path.write_text(before)
+    assert train(prepared, data)["steps"] == STEPS
+
+
+def test_a_run_does_not_go_on_with_other_tokens(prepared, corpus, tmp_path):
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train(prepared, data, stop_after=2)
+    place = tmp_path / "run" / "pretrain" / "resolved.json"
+    place.write_text(place.read_text().replace(prepared.tokens.digest, "0" * 64))
+    with pytest.raises(IncompatibleError, match="tokens changed since"):
+        train(prepared, data)
+
+
 def test_a_loss_that_changes_its_meaning_has_no_best_step(prepared, corpus, tmp_path):
     """A generator that improves makes detection harder: the lowest loss is that of a bad one."""
 

@@ -32,6 +32,7 @@ from seedbed.commands.assembly import (
 )
 from seedbed.commands.console import Console
 from seedbed.commands.resuming import (
+    input_digests,
     requested_sections,
     resolved_recipe,
     resolved_sections,
@@ -92,12 +93,12 @@ def pretrain(
     start = open_start(recipe, prepared.tokenizer)
     old = open_old_text(recipe.start, start, prepared.tokenizer)
     requested = requested_sections(recipe, start)
-    resolved = resume_request(folder, requested)
-    inputs = {"tokens": prepared.tokens.digest, "tokenizer": prepared.tokenizer.digest}
+    inputs = input_digests(recipe, prepared)
     if start is not None:
         inputs["start"] = start.digest
     if old is not None:
         inputs["old tokens"] = old.tokens.digest
+    resolved = resume_request(folder, requested, inputs)
     if resolved is not None and (
         done := current_stage(
             prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
@@ -117,7 +118,9 @@ def pretrain(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(recipe.runtime))
-            write_json(folder / "resolved.json", {"requested": requested, "resolved": resolved})
+            write_json(
+                folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
+            )
             if start is not None:
                 write_json(folder / "start.json", start.report)
             (prepared.run / "recipe.yaml").write_text(resolved_recipe(recipe, resolved), encoding="utf-8")

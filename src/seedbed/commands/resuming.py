@@ -9,9 +9,12 @@ from dataclasses import replace as _replaced
 from pathlib import Path
 from typing import Any
 
+from seedbed.artifact import file_digest
+from seedbed.commands.stages import Prepared
 from seedbed.commands.start import Start
 from seedbed.config import commented_yaml, validate
-from seedbed.errors import IncompatibleError
+from seedbed.errors import DataError, IncompatibleError
+from seedbed.objectives.combination import entries_of
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine
 from seedbed.training.budget import Plan
@@ -77,17 +80,46 @@ def resolved_recipe(recipe: Recipe, resolved: Mapping[str, Any]) -> str:
     return heading + commented_yaml(whole, only=sections) + f"model: {json.dumps(resolved['model'])}\n"
 
 
-def resume_request(folder: Path, requested: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the resolved sections of the run in the folder, or None when there is none.
+def input_digests(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
+    """Return content hashes of what a run learns from: tokens, tokenizer, and files its objectives read.
 
     Raises:
-        IncompatibleError: the run was started from other sections; names what differs.
+        DataError: such a file does not exist.
+    """
+    inputs = {"tokens": prepared.tokens.digest, "tokenizer": prepared.tokenizer.digest}
+    for entry in entries_of(recipe.objective):
+        for name in entry.objective.files():
+            path = Path(name).expanduser()
+            if not path.is_file():
+                raise DataError(f"{name} does not exist.", hint="objective names a file of yours")
+            inputs[name] = file_digest(path)
+    return inputs
+
+
+def resume_request(
+    folder: Path, requested: dict[str, Any], inputs: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Return the resolved sections of the run in the folder, or None when there is none.
+
+    Args:
+        folder: of the pretraining.
+        requested: sections of the recipe.
+        inputs: content hashes of what it learns from.
+
+    Raises:
+        IncompatibleError: the run was started from other sections, or other content; names what differs.
     """
     path = folder / "resolved.json"
     if not path.exists():
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
     if requested in (saved["requested"], saved["resolved"]):
+        known = saved.get("inputs", inputs)  # runs of before kept none
+        if changed := [name for name in sorted({*known, *inputs}) if known.get(name) != inputs.get(name)]:
+            raise IncompatibleError(
+                f"{folder} was trained on other content: {', '.join(changed)} changed since.",
+                hint="put it back, use another run folder (run=...), or --replace to start over",
+            )
         return dict(saved["resolved"])
     changes = list(_differences("", saved["requested"], requested))
     raise IncompatibleError(

@@ -160,6 +160,10 @@ class ObjectiveConfig(Config):
         """Return why other objectives cannot train the same model in one run; empty: they can."""
         return ""
 
+    def files(self) -> list[str]:
+        """Return the files whose rows it learns from beside the store; a run goes on with their content unchanged only."""
+        return []
+
     @abstractmethod
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Objective:
         """Make the objective for a vocabulary.

@@ -57,6 +57,10 @@ class ClassificationConfig(ObjectiveConfig):
     )
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="On the features before the last matrix.")
 
+    def files(self) -> list[str]:
+        """Return the labelled files it trains and validates with."""
+        return [*self.task.train, *self.task.dev]
+
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Classification:
         """Make the objective; see `ObjectiveConfig.build`. Reads the task's files to know its classes.
 

@@ -131,6 +131,10 @@ class ContrastiveConfig(ObjectiveConfig):
             raise ValueError("span_boundary belongs to objective.name=masked_lm alone")
         return nested
 
+    def files(self) -> list[str]:
+        """Return the files of pairs."""
+        return [] if self.pairs is None else [*self.pairs.train, *self.pairs.dev]
+
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Contrastive:
         """Make the objective; see `ObjectiveConfig.build`. Reads the files of pairs, where there are some.
 

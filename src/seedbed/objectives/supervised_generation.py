@@ -51,6 +51,10 @@ class SupervisedGenerationConfig(ObjectiveConfig):
         description="How a decoder reads the prompt: from the left, or from both sides. Encoder-decoders always read both.",
     )
 
+    def files(self) -> list[str]:
+        """Return the labelled files it trains and validates with."""
+        return [*self.task.train, *self.task.dev]
+
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> SupervisedGeneration:
         """Make the objective; see `ObjectiveConfig.build`. Reads the task's files.
 
