@@ -180,14 +180,14 @@ PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
         "掩码扩散：遮住一行中任意比例的词元，从一个到全部。该损失是每词元奈特数的上界。",
     ),
     "next_sentence": (
-        "Next sentence prediction: does the second run of sentences follow the first, or is it from another document? Beside"
-        " masked language modelling.",
-        "下一句预测：判断第二段句子是否紧接第一段，还是来自另一篇文档；与掩码语言模型同时训练。",
+        "Next sentence prediction: does the second run of sentences follow the first, or is it from another document? Usually"
+        " beside masked language modelling.",
+        "下一句预测：判断第二段句子是否紧接第一段，还是来自另一篇文档；通常与掩码语言模型同时训练。",
     ),
     "sentence_order": (
-        "Sentence order prediction: do two runs of sentences stand in their order, or exchanged? Beside masked language"
-        " modelling.",
-        "句序预测：判断两段句子是原来的顺序还是被交换过；与掩码语言模型同时训练。",
+        "Sentence order prediction: do two runs of sentences stand in their order, or exchanged? Usually beside masked"
+        " language modelling.",
+        "句序预测：判断两段句子是原来的顺序还是被交换过；通常与掩码语言模型同时训练。",
     ),
     "replaced_token": (
         "Replaced-token detection: a small generator fills hidden places, and the model says of every token whether it is the"
