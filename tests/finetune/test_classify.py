@@ -321,6 +321,12 @@ def test_the_command_prints_what_it_made(files, bert, tmp_path, capsys):
     assert "majority" in shown.err
 
 
+def test_a_key_may_belong_to_the_kind_another_key_names(bert, capsys):
+    keys = ["regularisation.adversarial.name=fgm", "regularisation.adversarial.epsilon=0.25"]
+    assert main(["finetune", str(bert), "--task", "sst2", "--print", *keys]) == 0
+    assert "epsilon: 0.25" in capsys.readouterr().out
+
+
 def test_mistakes_are_told_with_hints(files, bert, tmp_path, capsys):
     assert main(["finetune", str(bert), "--task", "sst", "--out", "x"]) == 2
     assert "did you mean sst2?" in capsys.readouterr().err

@@ -131,9 +131,9 @@ def _config(options: argparse.Namespace) -> FinetuneConfig:
     data = read_yaml(options.config) if options.config is not None else {}
     known = TASKS[options.task].inside(options.data).model_dump(mode="json")
     data["task"] = {**known, **data.get("task", {})}
-    for override in options.overrides:  # parsed and checked as in a recipe, then laid over the known task
-        changes = load_config(FinetuneConfig, None, [override]).model_dump(mode="json", exclude_unset=True)
-        data = _over(data, changes)
+    # Parsed and checked together, as in a recipe (a key may belong to the kind another one names), then laid over the task.
+    changes = load_config(FinetuneConfig, None, options.overrides).model_dump(mode="json", exclude_unset=True)
+    data = _over(data, changes)
     return validate(FinetuneConfig, data, place="the configuration")
 
 
