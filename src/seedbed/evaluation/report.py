@@ -90,8 +90,10 @@ class _Writer:
         self.summary = run.summary
         self.baselines: Mapping[str, float] = run.summary.get("baselines", {})
         self.objective = str(run.summary.get("objective", ""))
-        self.terms = [
-            key.removesuffix(".loss") for key in self.summary.get("valid", {}) if key.endswith(".loss")
+        self.terms = [  # "old." is the text of the run before, which is watched and not learned
+            key.removesuffix(".loss")
+            for key in self.summary.get("valid", {})
+            if key.endswith(".loss") and not key.startswith("old.")
         ]
         self.steps = [line for line in run.metrics if line.get("kind") == "step"]
         self.validations = [line for line in run.metrics if line.get("kind") == "validation"]
