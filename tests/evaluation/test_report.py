@@ -194,6 +194,12 @@ def test_a_continued_run_shows_both_texts_and_what_changed() -> None:
     summary = {**RUN.summary, "valid": valid, "continued": continued}
     html = build_report(replace(RUN, summary=summary, metrics=metrics))
     assert "part of the loss" not in html  # the old text is watched, not learned
-    for text in ("On the new text it gained 0.366 nats.", "limit on forgetting 6.20", "-0.366", "+0.125", "31.2% / 50.3%"):
+    for text in (
+        "On the new text it gained 0.366 nats.",
+        "limit on forgetting 6.20",
+        "-0.366",
+        "+0.125",
+        "31.2% / 50.3%",
+    ):
         assert text in html, text
     assert "new text" not in build_report(RUN)

@@ -56,8 +56,21 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):
         Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b'{"version": "caf\xe9"}')
+    with pytest.raises(DataError, match=r"not a tokenizer\.json.*utf-8"):
+        Tokenizer.load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+def test_only_the_file_is_blamed_for_what_is_wrong_with_the_file(tmp_path: Path, monkeypatch) -> None:
+    def read_text(self: Path, encoding: str | None = None) -> str:
+        raise PermissionError(13, "denied", str(self))
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(PermissionError):
+        Tokenizer.load(tmp_path / "tokenizer.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no"):
         Tokenizer.load(tmp_path / "empty")

@@ -80,7 +80,10 @@ def read_tokenizer(path: Path, *, lowercase: bool | None = None) -> Loaded:
         return Loaded(_read_byte_bpe(file, settings, declared), declared)
     try:
         backend = Backend.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust side raises plain Exception for anything wrong with the file
+    except Exception as error:
+        # The Rust side raises Exception itself for anything wrong with the text; of its kinds only bad UTF-8 is the file's.
+        if type(error) is not Exception and not isinstance(error, UnicodeDecodeError):
+            raise
         raise DataError(
             f"{file} is not a tokenizer.json: {error}.", hint="restore the file from its source"
         ) from error
