@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the runs and results")
     parser.add_argument("--base-minutes", type=float, default=20.0)
     parser.add_argument(
+        "--base", type=Path, metavar="RUN", help="a finished run on the old text to go on from"
+    )
+    parser.add_argument(
         "--minutes", type=float, default=10.0, help="of the first arm; the others take as many steps"
     )
     parser.add_argument(
@@ -87,7 +90,12 @@ def run_arm(
     from seedbed.lock import owned
     from seedbed.recipe import Recipe
 
-    base = options.out / "base"
+    base = options.base or options.out / "base"
+    if name == "base" and options.base:
+        finished = json.loads((base / "summary.json").read_text(encoding="utf-8"))
+        return {
+            key: finished[key] for key in ("steps", "tokens", "tokens_per_second", "valid_loss", "baselines")
+        }
     if name == "base":
         overrides = [f"run={base}", f"corpus.inputs=[{options.old}]", f"model.preset={options.preset}"]
         overrides += [f"training.budget_minutes={options.base_minutes}", *options.set_base]

@@ -2,7 +2,8 @@
 
 Arms differ in one switch and share everything else: examples, seeds, rate, epochs. A seed keys the new head, the order of
 examples and dropout, so differences are taken seed by seed, with a 95 % t interval. Results stay in the output folder;
-the same command goes on where it was stopped, and more seeds or arms are added to those there.
+the same command goes on where it was stopped, and more seeds or arms are added to those there. An arm may name its strength:
+`fgm=0.1` is FGM with epsilon 0.1, `r_drop=0.5` R-Drop of weight 0.5; steps of PGD and FreeLB stay in proportion.
 
     python benchmarks/regularisation.py runs/wiki-en --task sst2 --data data --out runs/regularisation-en
     python benchmarks/regularisation.py runs/wiki-zh --task chnsenticorp --data data --out runs/regularisation-zh --seeds 5
@@ -11,6 +12,7 @@ the same command goes on where it was stopped, and more seeds or arms are added 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -27,6 +29,36 @@ ARMS: dict[str, dict[str, Any]] = {
     "smart": {"regularisation": {"adversarial": {"name": "smart"}}},
     "stochastic_depth": {"stochastic_depth": 0.1},
 }
+"""Arms by name, at the strength they have where none is given."""
+
+
+def arm_of(text: str) -> dict[str, Any]:
+    """Return the switches of an arm, `name` or `name=strength`."""
+    name, _, given = text.partition("=")
+    if name not in ARMS:
+        raise argparse.ArgumentTypeError(f"no arm {name!r}; there are {', '.join(ARMS)}")
+    switches = copy.deepcopy(ARMS[name])
+    if not given:
+        return switches
+    strength = float(given)
+    if name == "r_drop":
+        switches["regularisation"]["r_drop"] = strength
+    elif name == "stochastic_depth":
+        switches["stochastic_depth"] = strength
+    elif name == "smart":
+        switches["regularisation"]["adversarial"]["weight"] = strength
+    elif name == "plain":
+        raise argparse.ArgumentTypeError("plain has no strength")
+    else:
+        section = switches["regularisation"]["adversarial"]
+        section["epsilon"] = strength
+        if name != "fgm":
+            section["step_size"] = round(0.4 * strength, 6)
+        if name == "free_lb":
+            section["start"] = round(0.2 * strength, 6)
+    return switches
+
+
 # 97.5 % points of Student's t by degrees of freedom
 T_975 = (
     12.706,
@@ -56,7 +88,13 @@ def main() -> None:
     parser.add_argument("--task", default="sst2", help="a known task (seedbed finetune --help lists them)")
     parser.add_argument("--data", type=Path, required=True, help="folder of the task's files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["plain", "r_drop", "fgm", "free_lb"])
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM[=STRENGTH]",
+        default=["plain", "r_drop", "fgm", "free_lb"],
+        help=f"the first is what the others are compared with; {', '.join(ARMS)}",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--examples", type=int, default=5000, help="training examples, chosen by hash; 0: all"
@@ -67,17 +105,21 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
+    try:
+        arms = {name: arm_of(name) for name in options.arms}
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        parser.error(str(error))
 
     from seedbed.runtime import RuntimeConfig, prepare_environment, prepare_process
 
     prepare_environment()
     prepare_process(RuntimeConfig(threads=options.threads))
-    results = {arm: run_arm(options, arm) for arm in options.arms}
+    results = {arm: run_arm(options, arm, switches) for arm, switches in arms.items()}
     print(table(results, options.arms[0]))
 
 
-def run_arm(options: argparse.Namespace, arm: str) -> dict[str, Any]:
-    """Fine-tune with one switch; returns what `metrics.json` holds, and the seconds this call took."""
+def run_arm(options: argparse.Namespace, arm: str, switches: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune with these switches; returns what `metrics.json` holds, and the seconds this call took."""
     from seedbed.api import model_folder
     from seedbed.config import validate
     from seedbed.finetune.classify import finetune
@@ -90,7 +132,7 @@ def run_arm(options: argparse.Namespace, arm: str) -> dict[str, Any]:
         "max_train_examples": options.examples,
         "epochs": options.epochs,
         "runtime": {"threads": options.threads},
-        **ARMS[arm],
+        **switches,
     }
     if options.learning_rate is not None:
         data["optim"] = {"learning_rate": options.learning_rate}

@@ -201,6 +201,8 @@ def test_a_broken_file_names_itself_and_the_place(tmp_path, content, part):
 
 def test_a_missing_file_and_a_folder_are_config_errors(tmp_path):
     assert "nowhere.yaml" in refused(recipe=tmp_path / "nowhere.yaml").message
+    forgotten = refused(recipe=Path("training.budget_minutes=5"))
+    assert "the file of the recipe comes first" in forgotten.hint
     assert str(tmp_path) in refused(recipe=tmp_path).message
 
 

@@ -86,7 +86,7 @@ class LoadedModel:
             IncompatibleError: the model writes from left to right, or has no head.
         """
         mask_id = self.tokenizer.mask_id
-        if mask_id is None or (self.model.config.stack != "encoder" and not self._is_shifted):
+        if mask_id is None or (self.model.config.stack != "encoder" and not self.is_shifted):
             raise IncompatibleError(
                 f"{self.path} writes from left to right; it cannot fill masks.", hint="seedbed generate"
             )
@@ -103,7 +103,7 @@ class LoadedModel:
         mask_id = self.tokenizer.mask_id
         places = [place for place, token in enumerate(ids) if token == mask_id]
         found: list[list[Candidate]] = []
-        filling = fill_mask(self.model, ids, places, top_k=top_k, is_shifted=self._is_shifted)
+        filling = fill_mask(self.model, ids, places, top_k=top_k, is_shifted=self.is_shifted)
         for place, proposals in zip(places, filling, strict=True):
             candidates: list[Candidate] = []
             for proposal in proposals:
@@ -229,8 +229,8 @@ class LoadedModel:
         return own.decode(out)
 
     @property
-    def _is_shifted(self) -> bool:
-        """Say whether hidden tokens are predicted from the place before them."""
+    def is_shifted(self) -> bool:
+        """Say whether it names hidden tokens from the place before them, as masked next-token prediction and hybrids do."""
         return "masked_next_token" in self.objectives
 
     def _diffuse(self, prompt: str, max_new_tokens: int, sampler: Sampler) -> str:

@@ -106,9 +106,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
+        is_override = "=" in str(path)
         raise ConfigError(
             f"cannot read the recipe {path}: {error.strerror}.",
-            hint="seedbed config prints a complete recipe to start from",
+            hint="the file of the recipe comes first, keys to change (key=value) behind it"
+            if is_override
+            else "seedbed config prints a complete recipe to start from",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(

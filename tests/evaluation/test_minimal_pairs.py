@@ -108,6 +108,28 @@ def test_a_two_stream_model_predicts_each_token_from_all_others():
     assert scores.good[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["pll", "pll_word_l2r"])
+def test_a_hybrid_is_asked_for_hidden_tokens_at_the_place_before_them(method):
+    model, words = toy_model("llama"), tokenizer()
+    scores = score_pairs(model, words, PAIRS, method=method, is_shifted=True, batch_tokens=20)
+    for index, one in enumerate(PAIRS):
+        for text, found in ((one.good, scores.good), (one.bad, scores.bad)):
+            spans = words.encode_spans([text])
+            total = 0.0
+            for place in range(len(spans.ids)):
+                row = [3, *spans.ids.tolist()]
+                for other in range(place, len(spans.ids)):
+                    same = spans.pretokens[other] == spans.pretokens[place]
+                    if other == place or (method == "pll_word_l2r" and same):
+                        row[other + 1] = 4
+                with torch.no_grad():
+                    hidden = model(Batch(torch.tensor([row])))  # read from both sides
+                    total += float(model.logits(hidden.last[0, place]).log_softmax(0)[spans.ids[place]])
+            assert found[index] == pytest.approx(total, abs=1e-4)
+    # Asked as a decoder it is one like any other.
+    assert score_pairs(model, words, PAIRS, is_shifted=True).method == "likelihood"
+
+
 def test_a_model_that_prefers_the_good_ones_scores_one():
     """The head's offset makes one token likely whatever is read: pairs that differ in it are told apart."""
     model = toy_model("bert")

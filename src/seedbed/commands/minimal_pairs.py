@@ -1,7 +1,8 @@
 """Judge a model by minimal pairs: it should find the acceptable sentence of two likelier.
 
 Files are JSON lines in BLiMP's layout (sentence_good, sentence_bad, UID, phenomenon, field), plain or compressed. A causal
-model adds up the log-probabilities of a sentence's tokens; a masked one hides each token in turn. 50 % is chance.
+model adds up the log-probabilities of a sentence's tokens; a masked one hides each token in turn; a hybrid can be asked
+either way. 50 % is chance.
 docs/evaluation.md says more.
 """
 
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=("likelihood", "pll", "pll_word_l2r"),
-        help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word. Default: by model",
+        help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word. Default: by model,"
+        " likelihood for hybrids",
     )
     parser.add_argument(
         "--max-pairs", type=int, default=0, metavar="N", help="pairs of each paradigm, chosen by hash; 0: all"
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
             model.tokenizer,
             choose_pairs(pairs, options.max_pairs),
             method=options.method,
+            is_shifted=model.is_shifted,
             compute_dtype=dtype,
             progress=console.progress,
         )

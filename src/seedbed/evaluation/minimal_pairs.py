@@ -147,6 +147,7 @@ def score_pairs(
     pairs: Sequence[MinimalPair],
     *,
     method: Method | None = None,
+    is_shifted: bool = False,
     batch_tokens: int = _BATCH_TOKENS,
     compute_dtype: torch.dtype = torch.float32,
     progress: Progress = silent,
@@ -155,14 +156,16 @@ def score_pairs(
 
     A causal model reads the separator, then the sentence, and its tokens' log-probabilities are added up. A masked model reads
     `[CLS] sentence [SEP]` once for each token, with that token hidden ("pll"), or with it and the rest of its word hidden
-    ("pll_word_l2r"). A model of two streams (XLNet) predicts each token from all others. Scores do not depend on what is
-    batched together beyond rounding.
+    ("pll_word_l2r"). A model of two streams (XLNet) predicts each token from all others. A decoder trained with masked
+    next-token prediction (GPT-BERT's hybrid) can be asked either way: it names a hidden token at the place before it, reading
+    both sides. Scores do not depend on what is batched together beyond rounding.
 
     Args:
         model: with its language-model head, on its device.
         tokenizer: of the model.
         pairs: what to score; pairs with a sentence longer than the model reads are left out and listed.
         method: None: "likelihood" for causal models, else "pll".
+        is_shifted: the model names hidden tokens from the place before them (masked next-token prediction).
         batch_tokens: tokens of one forward pass at most.
         compute_dtype: number type of the matrix products.
         progress: told of sentences.
@@ -170,7 +173,7 @@ def score_pairs(
     Raises:
         IncompatibleError: the model has no head, or is not of the kind the method needs.
     """
-    method = _checked(model, tokenizer, method)
+    method = _checked(model, tokenizer, method, is_shifted=is_shifted)
     sentences = [text for pair in pairs for text in (pair.good, pair.bad)]
     ids, words = _encode(tokenizer, sentences)
     frame = _frame(tokenizer, is_causal=model.config.is_causal)
@@ -196,7 +199,9 @@ def score_pairs(
         rows, ids, sum(x is not None for x in frame), batch_tokens, model.config.vocab_size
     ):
         for row, value in zip(
-            batch, _log_probabilities(model, tokenizer, batch, ids, frame, compute_dtype), strict=True
+            batch,
+            _log_probabilities(model, tokenizer, batch, ids, frame, compute_dtype, is_shifted=is_shifted),
+            strict=True,
         ):
             totals[row.sentence] += value
         done += len(batch)
@@ -255,7 +260,9 @@ class _Row:
 Frame = tuple[int | None, int | None]
 
 
-def _checked(model: LanguageModel, tokenizer: Tokenizer, method: Method | None) -> Method:
+def _checked(
+    model: LanguageModel, tokenizer: Tokenizer, method: Method | None, *, is_shifted: bool
+) -> Method:
     config = model.config
     if model.head is None:
         raise IncompatibleError(
@@ -268,13 +275,14 @@ def _checked(model: LanguageModel, tokenizer: Tokenizer, method: Method | None) 
             hint="score an encoder or a decoder",
         )
     chosen: Method = method or ("likelihood" if config.is_causal else "pll")
-    if config.is_causal != (chosen == "likelihood"):
+    fits = config.is_causal if chosen == "likelihood" else not config.is_causal or is_shifted
+    if not fits:
         kind = "causal" if config.is_causal else "masked"
         raise IncompatibleError(
             f"method {chosen} does not fit a {kind} model.",
             hint=f"choose {'likelihood' if config.is_causal else 'pll or pll_word_l2r'}",
         )
-    if not config.is_causal and tokenizer.mask_id is None and not config.query_stream:
+    if chosen != "likelihood" and tokenizer.mask_id is None and not config.query_stream:
         raise IncompatibleError("the tokenizer has no mask token.", hint="use the model's own tokenizer")
     return chosen
 
@@ -342,6 +350,8 @@ def _log_probabilities(
     ids: Sequence[Sequence[int]],
     frame: Frame,
     compute_dtype: torch.dtype,
+    *,
+    is_shifted: bool,
 ) -> list[float]:
     """Return the summed log-probability of what each row predicts."""
     device = next(model.parameters()).device
@@ -352,7 +362,8 @@ def _log_probabilities(
     at: list[int] = []  # flat places that are predicted
     values: list[int] = []
     owners: list[int] = []
-    is_causal, is_query = model.config.is_causal, model.config.query_stream and not model.config.is_causal
+    is_causal = rows[0].predicted is None
+    is_query = model.config.query_stream and not model.config.is_causal
     for number, row in enumerate(rows):
         tokens = [*before, *ids[row.sentence], *after]
         inputs[number, : len(tokens)] = torch.tensor(tokens)
@@ -361,11 +372,12 @@ def _log_probabilities(
             places = range(len(ids[row.sentence]))  # the place before each token
             values += ids[row.sentence]
         else:
-            places = range(row.predicted + len(before), row.predicted + len(before) + 1)
+            place = row.predicted + len(before) - int(is_shifted)
+            places = range(place, place + 1)
             values.append(ids[row.sentence][row.predicted])
             if not is_query:
-                for place in row.hidden:
-                    inputs[number, place + len(before)] = tokenizer.mask_id or 0
+                for hidden in row.hidden:
+                    inputs[number, hidden + len(before)] = tokenizer.mask_id or 0
         at += [number * width + place for place in places]
         owners += [number] * len(places)
     has_padding = not bool(segments.all())
