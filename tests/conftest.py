@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Compute on one thread: toys gain nothing from two, and wait for each other where cores are shared."""
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: toys gain nothing from two, and wait for each other where cores are shared.
+
+    Set back behind each test too: fixtures of a module are made before this one of a function.
+    """
     import torch
 
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(1)

@@ -48,6 +48,7 @@ DOCUMENTED = {
     errors.LockedError: 7,
     errors.IntegrityError: 8,
     errors.IncompatibleError: 9,
+    errors.WorkerLostError: 10,
 }
 
 

@@ -10,7 +10,8 @@
     |-- DiskError               exit 6   disk full, folder unwritable
     |-- LockedError             exit 7   another process owns the run
     |-- IntegrityError          exit 8   an artifact is damaged, unfinished or was changed
-    `-- IncompatibleError       exit 9   stage mismatch, wrong tokenizer, objective and model do not fit
+    |-- IncompatibleError       exit 9   stage mismatch, wrong tokenizer, objective and model do not fit
+    `-- WorkerLostError         exit 10  another worker of the run died or hangs; start again, it goes on
 
     SIGINT                      exit 130
     SIGTERM                     exit 143
@@ -37,6 +38,7 @@ __all__ = [
     "NumericError",
     "SeedbedError",
     "TaskError",
+    "WorkerLostError",
     "disk_errors",
 ]
 
@@ -117,6 +119,12 @@ class IncompatibleError(SeedbedError):
     """Two things do not fit: a stage and its inputs, a tokenizer and a model, an objective and a model."""
 
     exit_code = 9
+
+
+class WorkerLostError(SeedbedError):
+    """Another worker of a run on several processes died or hangs."""
+
+    exit_code = 10
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

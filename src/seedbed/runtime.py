@@ -53,6 +53,10 @@ def prepare_environment() -> None:
     for name, value in _OFFLINE.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (
+        _local_workers() > 1
+    ):  # DDP warns of parameters that are always used; which they are depends on the rows
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # The Rust tokenizer warns about forks after it has used threads; it is told once here that its threads are wanted.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -105,12 +109,19 @@ class RuntimeConfig(Config):
         return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
 
     def num_threads(self) -> int:
-        """Return the number of CPU threads to use."""
-        return self.threads or _usable_cores()
+        """Return the number of CPU threads to use; workers on one machine share its cores."""
+        return self.threads or max(1, _usable_cores() // _local_workers())
 
     def memory_bytes(self) -> int:
-        """Return the memory a step may take."""
-        return int(self.memory_gib * 2**30) if self.memory_gib else available_memory_bytes() // 2
+        """Return the memory a step of this process may take."""
+        if self.memory_gib:
+            return int(self.memory_gib * 2**30)
+        return available_memory_bytes() // 2 // _local_workers()
+
+
+def _local_workers() -> int:
+    """Return how many workers torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _usable_cores() -> int:

@@ -385,10 +385,12 @@ sys.path[:0] = {paths!r}
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 import test_contract as t
-from seedbed.training.parallel import wrap
+from seedbed.training.parallel import wrapped
 objective, learner, optimizer = t.setup(t.WithFirstToken)
 mine = t.micros(objective, [4, 1, 2, 5])[dist.get_rank()::2]
-result = t.step(objective, wrap(learner), optimizer, mine)
+with wrapped(learner) as module:
+    result = t.step(objective, module, optimizer, mine)
+del module
 if dist.get_rank() == 0:
     torch.save({{n: p.detach() for n, p in learner.named_parameters()}}, sys.argv[1])
 dist.barrier()

@@ -29,6 +29,7 @@ from seedbed.runtime import prepare_process
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
+from seedbed.training.parallel import agreed, num_workers, worker
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -259,25 +260,46 @@ def samples_of(setting: Setting, prepared: Prepared) -> list[dict[str, Any]]:
     return take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
 
 
-def feed_of(setting: Setting, plan: Plan) -> Feed:
-    """Return what hands out the micro-batches of the run's windows."""
+def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False) -> Feed:
+    """Return what hands out this worker's micro-batches of the run's windows."""
     return Feed(
         setting.fed,
         rows_per_step=plan.rows_per_step,
         num_windows=plan.num_windows,
         micro_batch_rows=plan.micro_batch_rows,
+        worker=worker(),
+        num_workers=num_workers(),
+        is_exact=is_exact,
     )
 
 
 def run_window(
-    setting: Setting, state: TrainingState, recipe: Recipe, feed: Feed, *, rate: float | None = None
+    setting: Setting,
+    state: TrainingState,
+    recipe: Recipe,
+    feed: Feed,
+    *,
+    rate: float | None = None,
+    record: Callable[[int, Sequence[MicroBatch]], None] | None = None,
 ) -> StepResult:
-    """Do the step of `state.window`: everything about it follows from that number (but for a `rate` that is given)."""
+    """Do the step of `state.window`: everything about it follows from that number (but for a `rate` that is given).
+
+    Args:
+        setting: what the run is made of.
+        state: advanced by one update; its `window` is not.
+        recipe: the run's.
+        feed: hands out its rows.
+        rate: learning rate in place of the schedule's.
+        record: told of the rows that are read.
+    """
     window, history = state.window, state.history
+    micro_batches = feed.micro_batches(window, device=setting.device)
+    if record is not None:
+        record(window, micro_batches)
     result = train_step(
-        state.learner,
+        state.wrapped or state.learner,
         state.optimizer,
-        feed.micro_batches(window, device=setting.device),
+        micro_batches,
         objectives=[entry.objective for entry in setting.fed],
         progress=window / max(1, feed.num_windows),
         learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
@@ -287,6 +309,7 @@ def run_window(
         compute_dtype=setting.compute_dtype,
         perturbation=recipe.regularisation.perturbation(),
         embedding_width=setting.model.config.embedding_width,
+        is_exact=recipe.training.exact,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_finite)
@@ -311,7 +334,12 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             group_rows=entry.objective.group_rows,
         )
 
-    return recipe.training.micro_batch_rows or min(fitting(*item) for item in enumerate(setting.fed))
+    if recipe.training.micro_batch_rows:
+        return recipe.training.micro_batch_rows
+    rows = int(agreed(min(fitting(*item) for item in enumerate(setting.fed))))
+    if recipe.training.exact:  # up to eight workers can share a step
+        rows = min(rows, max(1, recipe.training.rows_per_step(recipe.data.row_length) // 8))
+    return rows
 
 
 def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:
@@ -319,7 +347,7 @@ def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> 
     training = recipe.training
     rows = training.rows_per_step(recipe.data.row_length)
     probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
-    feed = feed_of(setting, probe)
+    feed = feed_of(setting, probe, is_exact=training.exact)
 
     def step(state: TrainingState, window: int) -> None:
         state.window = 500 + window  # half way: scheduled rates are at their mean
@@ -329,7 +357,7 @@ def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> 
         step_seconds = time_steps(step, setting.state)
         began = time.perf_counter()
         evaluate()
-        return step_seconds, time.perf_counter() - began
+        return step_seconds, agreed(time.perf_counter() - began)
 
     return plan_steps(
         training, row_length=recipe.data.row_length, micro_batch_rows=probe.micro_batch_rows, measure=measure

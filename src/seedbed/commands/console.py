@@ -28,11 +28,12 @@ _PLAIN_SECONDS = 10.0
 
 
 class Console:
-    """Print results, notes, tables and progress."""
+    """Print results, notes, tables and progress; nothing where `is_silent`, as on all workers of a run but the first."""
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, is_silent: bool = False) -> None:
         self.as_json = as_json
-        self._err = RichConsole(stderr=True, highlight=False, emoji=False)
+        self.is_silent = is_silent
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False, quiet=is_silent)
         self._bars: Progress | None = None
         self._tasks: dict[str, tuple[TaskID, float]] = {}
         self._told: dict[str, tuple[float, float]] = {}
@@ -56,6 +57,8 @@ class Console:
 
     def result(self, values: Mapping[str, Any], *, text: str | None = None) -> None:
         """End a command: JSON with `--json`, else `text` (or nothing)."""
+        if self.is_silent:
+            return
         if self.as_json:
             sys.stdout.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
         elif text is not None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import Artifact, current_stage, digest_of, open_verified, publish_stage, write_json
+from seedbed.artifact import current_stage, digest_of, open_verified, publish_stage, write_json
 from seedbed.commands.assembly import (
     Setting,
     assemble,
@@ -59,6 +60,15 @@ from seedbed.training.hooks import (
     ValidationHook,
 )
 from seedbed.training.loop import fit
+from seedbed.training.parallel import (
+    first_worker_first,
+    max_over_workers,
+    num_workers,
+    wait_for_all,
+    worker,
+    wrapped,
+)
+from seedbed.training.row_record import RowRecord
 from seedbed.training.state import TrainingState
 
 __all__ = ["MODEL_VERSION", "Interrupted", "pretrain", "run_digest"]
@@ -67,7 +77,7 @@ MODEL_VERSION = 1
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
-    """A signal stopped the run after a finished step; everything is saved."""
+    """A signal, or `stop_after` (signal 0), stopped the run after a finished step; everything is saved."""
 
     def __init__(self, signal_number: int, window: int) -> None:
         super().__init__(signal_number)
@@ -76,9 +86,12 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 
 
 def pretrain(
-    recipe: Recipe, prepared: Prepared, console: Console, *, replace: bool = False
+    recipe: Recipe, prepared: Prepared, console: Console, *, replace: bool = False, stop_after: int = 0
 ) -> dict[str, Any]:
     """Train, or go on training, and export; returns the run's summary.
+
+    With `stop_after` it trains up to that step of the run at most, saves, and raises `Interrupted`. Of several workers all call
+    it, and the first one writes.
 
     Raises:
         IncompatibleError: the folder holds a run of another recipe, or objective, model and tokenizer do not fit.
@@ -86,10 +99,15 @@ def pretrain(
         NumericError: three non-finite gradients in a row.
     """
     console.heading("pretrain")
-    prepare_process(recipe.runtime)
+    runtime = recipe.runtime
+    if recipe.training.exact and not runtime.threads:
+        runtime = runtime.updated(threads=1)
+    prepare_process(runtime)
     folder = prepared.run / "pretrain"
-    if replace and folder.exists():
+    is_first = worker() == 0
+    if replace and folder.exists() and is_first:
         shutil.rmtree(folder)
+    wait_for_all()
     start = open_start(recipe, prepared.tokenizer)
     old = open_old_text(recipe.start, start, prepared.tokenizer)
     requested = requested_sections(recipe, start)
@@ -99,33 +117,34 @@ def pretrain(
     if old is not None:
         inputs["old tokens"] = old.tokens.digest
     resolved = resume_request(folder, requested, inputs)
-    if resolved is not None and (
-        done := current_stage(
-            prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
-        )
+    wait_for_all()  # nobody writes here before everybody has looked
+    if resolved is not None and current_stage(
+        prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
     ):
         console.note(f"up to date: {prepared.run / 'model'}")
-        return _read_summary(prepared.run, done)
+        return _read_summary(prepared.run)
 
     setting = assemble(recipe, prepared, start, old)
-    evaluate, baselines = validation_of(recipe, prepared, setting, replace=replace)
+    with first_worker_first():
+        evaluate, baselines = validation_of(recipe, prepared, setting, replace=replace and is_first)
 
     # Plan once; a resumed run follows the plan it was started with.
-    if resolved is None:
+    if resolved is not None:
+        plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+    else:
         plan = decide(recipe, setting, evaluate)
         resolved = resolved_sections(requested, plan)
+    if is_first and not (folder / "resolved.json").exists():
         with disk_errors(folder, doing="writing"):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "plan.json", asdict(plan))
-            write_json(folder / "machine.json", describe_machine(recipe.runtime))
+            write_json(folder / "machine.json", describe_machine(runtime))
             write_json(
                 folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
             )
             if start is not None:
                 write_json(folder / "start.json", start.report)
             (prepared.run / "recipe.yaml").write_text(resolved_recipe(recipe, resolved), encoding="utf-8")
-    else:
-        plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     describe_run(console, setting, recipe, plan, baselines)
 
     if recipe.training.ema_decay:
@@ -143,13 +162,15 @@ def pretrain(
     seconds_before = 0.0
     if newest is not None:
         seconds_before = float(checkpoints.load(setting.state, newest).get("train_seconds", 0.0))
-        checkpoints.drop_after(setting.state.window)
-        warn_of_changes(folder, recipe)
+        wait_for_all()
+        if is_first:
+            checkpoints.drop_after(setting.state.window)
+            warn_of_changes(folder, runtime)
         console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
-    else:
+    elif is_first:
         checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
     samples_path = folder / "samples.json"
-    if not samples_path.exists():
+    if is_first and not samples_path.exists():
         write_json(samples_path, {"before": samples_of(setting, prepared)})
 
     # Train.
@@ -161,7 +182,7 @@ def pretrain(
 
     # Without a checkpoint every line will be written again, that of the start (window 0) too.
     log = MetricsLog(folder, window=setting.state.window if newest is not None else -1)
-    board = TensorBoardHook(folder / "tensorboard") if recipe.training.tensorboard else None
+    board = TensorBoardHook(folder / "tensorboard") if recipe.training.tensorboard and is_first else None
     hooks: list[Hook] = [log, progress]
     if board is not None:
         hooks.append(board)
@@ -205,22 +226,29 @@ def pretrain(
             extra=trained,
         ),
     ]
-    feed = feed_of(setting, plan)
-    with _signals() as received, console.bars():
+    feed = feed_of(setting, plan, is_exact=recipe.training.exact)
+    record = None
+    if recipe.training.record_rows:
+        if is_first:
+            RowRecord.cut(folder, setting.state.window)
+        wait_for_all()
+        record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
+    with _signals() as received, console.bars(), _wrapping(setting.state, is_exact=recipe.training.exact):
         outcome = fit(
             setting.state,
-            lambda state: run_window(setting, state, recipe, feed),
+            lambda state: run_window(setting, state, recipe, feed, record=record),
             num_windows=plan.num_windows,
             tokens_per_window=plan.rows_per_step * recipe.data.row_length,
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),
             hooks=hooks,
-            is_interrupted=lambda: bool(received),
+            is_interrupted=lambda: bool(received) or 0 < stop_after <= setting.state.window,
             labels=[entry.label for entry in setting.fed],
         )
     if outcome.reason == "interrupted":
-        raise Interrupted(received[0], outcome.window)
+        raise Interrupted(max_over_workers(received[0] if received else 0), outcome.window)
 
     # Export the best weights, or means of several, and say what came of it.
+    wait_for_all()
     train_seconds = trained()["train_seconds"]
     memory = setting.state.hooks.get("validation", {})
     if recipe.training.average_checkpoints:
@@ -230,6 +258,9 @@ def pretrain(
     else:
         adopt_evaluation_weights(setting.state)
     scores = evaluate()
+    if not is_first:
+        wait_for_all()
+        return _read_summary(prepared.run)
     after = samples_of(setting, prepared)
     write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
@@ -249,7 +280,7 @@ def pretrain(
         "note": plan.note,
         "model": str(prepared.run / "model"),
         "model_form": settle_form(setting.model.config, recipe.training.model_form),
-        "machine": describe_machine(recipe.runtime),
+        "machine": describe_machine(runtime),
     }
     if start is not None:
         summary["start"] = start.report
@@ -282,7 +313,21 @@ def pretrain(
         }
     with disk_errors(prepared.run, doing="writing"):
         write_json(prepared.run / "summary.json", summary)
+    wait_for_all()
     return summary
+
+
+@contextmanager
+def _wrapping(state: TrainingState, *, is_exact: bool) -> Iterator[None]:
+    """Let steps go through DDP while the block runs, unless gradients are summed exactly."""
+    if is_exact or num_workers() == 1:
+        yield
+        return
+    with wrapped(state.learner) as state.wrapped:
+        try:
+            yield
+        finally:
+            state.wrapped = None
 
 
 def _next_command(setting: Setting, recipe: Recipe) -> str:
@@ -304,7 +349,7 @@ def _stop_reason(state: TrainingState, recipe: Recipe) -> str:
     return said or f"no better loss in {patience} validations (training.early_stopping_patience)"
 
 
-def _read_summary(run: Path, artifact: Artifact) -> dict[str, Any]:
+def _read_summary(run: Path) -> dict[str, Any]:
     """Return the summary of a finished run."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return summary

@@ -16,7 +16,7 @@ from seedbed.config import commented_yaml, validate
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.objectives.combination import entries_of
 from seedbed.recipe import Recipe
-from seedbed.runtime import describe_machine
+from seedbed.runtime import RuntimeConfig, describe_machine
 from seedbed.training.budget import Plan
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "warn_of_changes",
 ]
 
-FREE_KEYS = ("checkpoint_minutes", "checkpoint_steps", "keep_weights", "tensorboard")
+FREE_KEYS = ("checkpoint_minutes", "checkpoint_steps", "keep_weights", "record_rows", "tensorboard")
 """Keys of `training` that change no result, so that a resume may change them."""
 
 _logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ def requested_sections(recipe: Recipe, start: Start | None) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
+    if not recipe.training.exact:  # runs of before know nothing of it
+        values["training"].pop("exact")
     if not recipe.regularisation.is_off:
         values["regularisation"] = recipe.regularisation.model_dump(mode="json")
     if start is not None:
@@ -137,10 +139,10 @@ def _differences(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) ->
             yield f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
 
 
-def warn_of_changes(folder: Path, recipe: Recipe) -> None:
+def warn_of_changes(folder: Path, runtime: RuntimeConfig) -> None:
     """Warn when the machine differs from the one the run was started on: bits may then differ."""
     before = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-    changes = list(_differences("", before, describe_machine(recipe.runtime)))
+    changes = list(_differences("", before, describe_machine(runtime)))
     if changes:
         _logger.warning(
             "the machine differs from the run's first one, bits may differ: %s", "; ".join(changes)

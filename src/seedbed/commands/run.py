@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from seedbed.commands.console import add_recipe_arguments
-from seedbed.commands.pretrain import run
+from seedbed.commands.pretrain import add_arguments, run
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = """example:
   seedbed run recipe.yaml
   seedbed run recipe.yaml training.budget_minutes=20 run=runs/longer"""
-
-add_arguments = add_recipe_arguments

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seedbed.errors import MemoryLimitError
 from seedbed.training.config import TrainingConfig
+from seedbed.training.parallel import agreed
 from seedbed.training.step import Learner, MicroBatch
 
 __all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
@@ -185,7 +186,7 @@ def time_steps(
         run(scratch, len(times) + 1)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
+        times.append(agreed(time.perf_counter() - began))  # all workers do as many steps
     return _median(times)
 
 

@@ -47,6 +47,11 @@ class TrainingConfig(Config):
         ge=0,
         description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most.",
     )
+    exact: bool = Field(
+        False,
+        description="Add up gradients in a fixed order, on one thread a worker, so that 1, 2, 4, ... workers give the same bits."
+        " Slower: no overlap, and at least eight micro-batches a step where micro_batch_rows is 0.",
+    )
     seed: int = Field(0, ge=0, description="Keys initial weights, order of rows, masks and dropout.")
     validation_steps: int = Field(
         0,
@@ -93,6 +98,10 @@ class TrainingConfig(Config):
         "auto",
         description="Form of the model folder. auto: Hugging Face's, but seedbed's own for the native families. huggingface:"
         " what has no such form is refused before training. seedbed: any model; opens in seedbed only.",
+    )
+    record_rows: bool = Field(
+        False,
+        description="Write which rows each step read, with a hash of each, to pretrain/rows-<worker>.jsonl.",
     )
     tensorboard: bool = Field(False, description="Also write metrics for TensorBoard (extra: track).")
 

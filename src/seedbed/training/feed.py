@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,14 +45,28 @@ class Feed:
         rows_per_step: B over all entries.
         num_windows: steps planned; shares and rates are scheduled over them.
         micro_batch_rows: rows of one forward pass at most; entries with groups take whole groups.
+        worker: which of the workers' parts of a window to hand out; which rows the window has does not depend on it.
+        num_workers: how many parts there are.
+        is_exact: cut the rows where one worker would cut them into micro-batches (`exact.py`).
     """
 
     def __init__(
-        self, entries: Sequence[Entry], *, rows_per_step: int, num_windows: int, micro_batch_rows: int
+        self,
+        entries: Sequence[Entry],
+        *,
+        rows_per_step: int,
+        num_windows: int,
+        micro_batch_rows: int,
+        worker: int = 0,
+        num_workers: int = 1,
+        is_exact: bool = False,
     ) -> None:
         self.entries = list(entries)
         self.num_windows = num_windows
         self.micro_batch_rows = micro_batch_rows
+        self.worker = worker
+        self.num_workers = num_workers
+        self.is_exact = is_exact
         shares = [Share(e.start, e.end, e.objective.group_rows) for e in entries]
         self._rows: npt.NDArray[np.int64] = rows_by_step(
             shares, rows_per_step=rows_per_step, num_steps=num_windows
@@ -78,8 +93,8 @@ class Feed:
             first, count = int(self._starts[window, index]), int(self._rows[window, index])
             group = entry.objective.group_rows
             size = max(group, self.micro_batch_rows // group * group)
-            for start in range(first, first + count, size):
-                rows, draws = entry.reader.read(start, min(size, first + count - start))
+            for start, number in self._cut(count, size if self.is_exact else group, size):
+                rows, draws = entry.reader.read(first + start, number or group)
                 batch, targets = entry.objective.make_batch(rows, draws, progress=progress)
                 made.append(
                     MicroBatch(
@@ -87,6 +102,21 @@ class Feed:
                         {term: target.to(device) for term, target in targets.items()},
                         entry=index,
                         share=count / total,
+                        is_filler=not number,
                     )
                 )
         return made
+
+    def _cut(self, count: int, unit: int, size: int) -> list[tuple[int, int]]:
+        """Return (first row, rows) of this worker's micro-batches of `count` rows; rows of 0 mean a filler.
+
+        Workers take neighbouring parts, in whole units, as equal as may be, and all have as many micro-batches.
+        """
+        if not count:
+            return []
+        units = -(-count // unit)
+        edges = [min(count, unit * (units * w // self.num_workers)) for w in range(self.num_workers + 1)]
+        most = max(b - a for a, b in itertools.pairwise(edges))
+        start, end = edges[self.worker], edges[self.worker + 1]
+        cut = [(at, min(size, end - at)) for at in range(start, end, size)]
+        return cut + [(0, 0)] * (-(-most // size) - len(cut))

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from seedbed.errors import disk_errors
 from seedbed.training.averaging import evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
-from seedbed.training.parallel import worker
+from seedbed.training.parallel import any_worker, worker
 from seedbed.training.state import TrainingState
 
 __all__ = ["CheckpointHook", "Hook", "MetricsLog", "StepRecord", "TensorBoardHook", "ValidationHook"]
@@ -80,43 +80,50 @@ class Hook:
 class MetricsLog(Hook):
     """Write `metrics.jsonl` (the same bits in every run of a recipe) and `timing.jsonl` (times and rates).
 
-    On a resume at window w, lines after w are cut off, since their steps will be done again.
+    On a resume at window w, lines after w are cut off, since their steps will be done again. Of several workers the first writes.
     """
 
     name = "metrics"
 
     def __init__(self, folder: Path, *, window: int) -> None:
         self.folder = folder
+        self._files: list[IO[str]] = []
+        if worker() > 0:
+            return
         with disk_errors(folder, doing="writing metrics in"):
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "timing.jsonl"):
                 _cut(folder / name, window)
-            self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
+            self._files = [
+                (folder / name).open("a", encoding="utf-8") for name in ("metrics.jsonl", "timing.jsonl")
+            ]
 
     def on_step(self, record: StepRecord, seconds: float) -> None:
         """Write one line a step."""
         self.write({"kind": "step", **asdict(record)})
-        self._write(self._timing, {"kind": "step", "window": record.window, "seconds": round(seconds, 6)})
+        self._write(1, {"kind": "step", "window": record.window, "seconds": round(seconds, 6)})
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write any other line; it must hold `window`."""
-        self._write(self._metrics, line)
+        self._write(0, line)
 
     def flush(self) -> None:
         """Push lines to the disk, before a checkpoint that stands on them."""
         with disk_errors(self.folder, doing="writing metrics in"):
-            for file in (self._metrics, self._timing):
+            for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
 
     def close(self) -> None:
         """Flush and close."""
         self.flush()
-        self._metrics.close()
-        self._timing.close()
+        for file in self._files:
+            file.close()
 
-    def _write(self, file: Any, line: Mapping[str, Any]) -> None:
+    def _write(self, number: int, line: Mapping[str, Any]) -> None:
+        if not self._files:
+            return
+        file = self._files[number]
         with disk_errors(self.folder, doing="writing metrics in"):
             file.write(json.dumps({k: _plain(v) for k, v in line.items()}, ensure_ascii=False) + "\n")
             file.flush()
@@ -224,9 +231,9 @@ class CheckpointHook(Hook):
         self._saved_at = time.monotonic()
 
     def is_due(self, state: TrainingState) -> bool:
-        """Say whether time or steps are up. When one is taken changes no result, so the clock may decide."""
+        """Say whether time or steps are up. When one is taken changes no result, so the clock may decide, one for all workers."""
         by_steps = self.steps > 0 and state.window % self.steps == 0
-        return by_steps or time.monotonic() - self._saved_at > 60 * self.minutes
+        return any_worker(by_steps or time.monotonic() - self._saved_at > 60 * self.minutes)
 
     def act(self, state: TrainingState) -> None:
         """Save, with the log on the disk first."""

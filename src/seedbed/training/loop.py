@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from seedbed.errors import NumericError
 from seedbed.training.hooks import Hook, StepRecord
-from seedbed.training.parallel import sum_over_workers
+from seedbed.training.parallel import any_worker, sum_over_workers
 from seedbed.training.state import TrainingState
 from seedbed.training.step import StepResult
 
@@ -48,7 +48,7 @@ def fit(
         tokens_per_window: for the records.
         learning_rate: of a window, for the records.
         hooks: called in this order.
-        is_interrupted: true once a signal has asked to stop; the step at hand is finished first.
+        is_interrupted: true once a signal has asked to stop, which may reach one worker only; the step at hand is finished first.
         labels: names of the entries of a mixture, for the records; none needed for one objective.
 
     Raises:
@@ -106,7 +106,7 @@ def fit(
             if any(hook.wants_stop(state) for hook in hooks):
                 reason = "stopped"
                 break
-            if is_interrupted():
+            if any_worker(is_interrupted()):
                 reason = "interrupted"
                 break
         read()

@@ -14,6 +14,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
 from seedbed.optim.groups import set_groups
+from seedbed.training.exact import ExactSum
 from seedbed.training.parallel import no_sync, sum_over_workers
 
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
@@ -21,12 +22,16 @@ __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass: a batch, its targets, which objective they are of, and its share of the step."""
+    """One forward and backward pass: a batch, its targets, which objective they are of, and its share of the step.
+
+    A filler counts for nothing: a worker without rows of an entry runs one, so that micro-batch k is of one entry everywhere.
+    """
 
     batch: Batch
     targets: Mapping[str, Targets]
     entry: int = 0
     share: float = 1.0
+    is_filler: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,7 @@ def train_step(
     compute_dtype: torch.dtype = torch.float32,
     perturbation: Perturbation | None = None,
     embedding_width: int = 0,
+    is_exact: bool = False,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -183,18 +189,23 @@ def train_step(
         compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
         perturbation: passes over disturbed embeddings, or None. The losses returned are those of the first pass.
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
+        is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
+            not wrapped.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
     for micro in micro_batches:
         for term, count in objectives[micro.entry].counts(micro.targets).items():
-            local[micro.entry, term] += count
+            local[micro.entry, term] += 0.0 if micro.is_filler else count
     counts = sum_over_workers(local)
     weights = [objective.weights(progress) for objective in objectives]
 
     # Accumulate gradients; only the last backward pass of the step talks to the other workers.
     optimizer.zero_grad(set_to_none=True)
     sums: dict[tuple[int, str], Tensor] = {}
+    exact = (
+        ExactSum(list(learner.parameters()), [k for k, n in counts.items() if n > 0]) if is_exact else None
+    )
     device_type = next(learner.parameters()).device.type
     num_passes = perturbation.num_passes if perturbation else 1
     for index, micro in enumerate(micro_batches):
@@ -213,7 +224,7 @@ def train_step(
                 delta = perturbation.delta(number, micro.batch, previous, gradient, key=key).requires_grad_()
                 pass_weight = perturbation.weight(number)
             scales = {
-                term: (pass_weight or 1.0)
+                term: (0.0 if micro.is_filler else pass_weight or 1.0)
                 * weights[micro.entry][term]
                 * micro.share
                 / counts[micro.entry, term]
@@ -239,9 +250,14 @@ def train_step(
                         hint="regularisation.adversarial.name=none, or another objective",
                     )
             if number == 0:
-                for term, value in terms.items():
-                    place = (micro.entry, term)
-                    sums[place] = sums.get(place, torch.zeros_like(value)) + value
+                first = {(micro.entry, t): value * (not micro.is_filler) for t, value in terms.items()}
+        if exact is not None:
+            exact.take(micro.entry, first, is_filler=micro.is_filler)
+        else:
+            for place, value in first.items():
+                sums[place] = sums.get(place, torch.zeros_like(value)) + value
+    if exact is not None:
+        sums = exact.finish()
 
     # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
