@@ -279,20 +279,100 @@ def test_two_budgets_are_refused():
         validate(Recipe, {"training": {"budget_steps": 5, "budget_tokens": 10}}, place="test")
 
 
+def hopeless(corpus, run, **training):
+    """A rate at which every step but the first few has no finite gradient."""
+    optim = {"name": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "schedule": {"min_warmup_steps": 0}}
+    return values(corpus, run, optim=optim, training=training)
+
+
 def test_three_non_finite_gradients_stop_the_run(corpus, tmp_path):
-    data = values(
-        corpus,
-        tmp_path / "run",
-        optim={
-            "name": "sgd",
-            "learning_rate": 1e30,
-            "max_grad_norm": 0.0,
-            "schedule": {"min_warmup_steps": 0},
-        },
-    )
     with pytest.raises(NumericError, match="3 steps in a row") as stopped:
+        train(hopeless(corpus, tmp_path / "run", max_rollbacks=0))
+    assert stopped.value.exit_code == 5
+    assert not list((tmp_path / "run" / "pretrain" / "checkpoints").glob("anchor-*"))
+
+
+def test_rollbacks_end_where_nothing_helps(corpus, tmp_path):
+    data = hopeless(corpus, tmp_path / "run", budget_steps=40)
+    with pytest.raises(NumericError, match="after 3 rollbacks") as stopped:
         train(data)
     assert stopped.value.exit_code == 5
+    lines = [line for line in log_of(tmp_path / "run") if line["kind"] == "rollback"]
+    assert len(lines) == 3
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def bad_windows(monkeypatch):
+    """Spoil the gradient of some windows, whoever asks, until the run has rolled back once."""
+    plain = pretraining.run_window
+
+    def spoil(windows, always=False):
+        def run_window(setting, state, *rest, **options):
+            rolled_back = state.hooks.get("rollback", {}).get("rollbacks")
+            if state.window + 1 in windows and (always or not rolled_back):
+                weight = next(state.learner.parameters())
+                handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+                try:
+                    return plain(setting, state, *rest, **options)
+                finally:
+                    handle.remove()
+            return plain(setting, state, *rest, **options)
+
+        monkeypatch.setattr(pretraining, "run_window", run_window)
+
+    return spoil
+
+
+def test_one_or_two_bad_steps_are_passed_over(corpus, reference, tmp_path, bad_windows):
+    bad_windows({5, 6, 8})
+    train(values(corpus, tmp_path / "run"))
+    lines = log_of(tmp_path / "run")
+    assert [line["window"] for line in lines if line.get("is_skipped")] == [5, 6, 8]
+    assert not [line for line in lines if line["kind"] == "rollback"]
+
+
+@pytest.mark.parametrize("stops", [[], [6], [7], [8], [9], [6, 7, 8]])
+def test_three_bad_steps_go_back_and_on(corpus, tmp_path, monkeypatch, bad_windows, stops):
+    """Windows 6 to 8 are bad; the newest validation before is that of window 4."""
+    bad_windows({6, 7, 8})
+    data = values(corpus, tmp_path / "run")
+    for stop in stops:
+        with pytest.raises(pretraining.Interrupted):
+            train_keeping(data, stop)
+    summary = train_keeping(data, None)
+    (line,) = [line for line in log_of(tmp_path / "run") if line["kind"] == "rollback"]
+    assert (line["from"], line["to"], line["first_bad"]) == (8, 4, 6)
+    assert sorted(line["rows"]) == ["6", "7", "8"]
+    assert all(len(rows["masked_lm"]) == 6 for rows in line["rows"].values())
+    assert summary["steps"] == STEPS - 4, "four steps of four windows were given up"
+    steps = [line["window"] for line in log_of(tmp_path / "run") if line["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1)), "no row was read twice, none was left out of the log"
+    digest = outcome(tmp_path / "run")
+    bad_windows({6, 7, 8})
+    train_keeping(values(corpus, tmp_path / "again"), None)
+    assert outcome(tmp_path / "again") == digest
+
+
+def train_keeping(data, stop):
+    """Train to a step, with what was put in place of `run_window`."""
+    recipe, console = validate(Recipe, data, place="test"), Console(as_json=True)
+    return pretraining.pretrain(recipe, prepare(recipe, console), console, stop_after=stop or 0)
+
+
+def test_what_was_skipped_is_the_weights_of_before(corpus, tmp_path, bad_windows):
+    """After the rollback the run is one that has the anchor's weights at window 8."""
+    bad_windows({6, 7, 8})
+    data = values(corpus, tmp_path / "run")
+    with pytest.raises(pretraining.Interrupted):
+        train_keeping(data, 8)
+    checkpoints = tmp_path / "run" / "pretrain" / "checkpoints"
+    back = load_tensors(checkpoints / "step-00000008" / "model.safetensors")
+    anchor = load_tensors(checkpoints / "anchor-00000004" / "model.safetensors")
+    assert all(torch.equal(back[name], anchor[name]) for name in anchor)
 
 
 def test_causal_runs_resume_too(corpus, tmp_path, monkeypatch):

@@ -293,3 +293,80 @@ def test_a_run_in_use_is_refused_by_all_workers(corpus, tmp_path):
     assert process.returncode != 0
     assert f"in use by process {os.getpid()}" in said
     assert not (tmp_path / "run" / "pretrain").exists()
+
+
+SPOIL = """
+import os, sys
+if 'pretrain' in sys.argv and os.environ.get('RANK') == '1':
+    import seedbed.commands.pretraining as pretraining
+    plain = pretraining.run_window
+    def run_window(setting, state, *rest, **options):
+        rolled_back = state.hooks.get('rollback', {}).get('rollbacks')
+        if state.window + 1 in {2, 6, 7, 8} and not rolled_back:
+            weight = next(state.learner.parameters())
+            handle = weight.register_hook(lambda gradient: gradient * float('nan'))
+            try:
+                return plain(setting, state, *rest, **options)
+            finally:
+                handle.remove()
+        return plain(setting, state, *rest, **options)
+    pretraining.run_window = run_window
+"""
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_one_workers_bad_gradient_is_skipped_and_rolled_back_by_all(corpus, tmp_path, monkeypatch, exact):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SPOIL)
+    recipe = recipe_in(tmp_path, corpus, exact=exact)
+    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
+    done = subprocess.run(
+        command(recipe, workers=2),
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = log(tmp_path / "run")
+    assert [line["window"] for line in lines if line.get("is_skipped")] == [2, 6, 7, 8]
+    (back,) = [line for line in lines if line["kind"] == "rollback"]
+    assert (back["from"], back["to"]) == (8, 4)
+    assert all(len(rows["masked_lm"]) == 8 for rows in back["rows"].values()), "rows of all workers"
+    assert lines[-1]["window"] == 12
+
+
+FLIP = """
+import os, sys
+if 'pretrain' in sys.argv and os.environ.get('RANK') == '1':
+    import torch
+    import seedbed.commands.pretraining as pretraining
+    plain = pretraining.run_window
+    def run_window(setting, state, *rest, **options):
+        result = plain(setting, state, *rest, **options)
+        if state.window == 60:
+            weight = dict(state.learner.parts.named_parameters())['trunk.layers.1.feed_forward.output.weight']
+            weight.data.view(torch.int32).view(-1)[5] ^= 1 << 9
+        return result
+    pretraining.run_window = run_window
+"""
+
+
+@pytest.mark.fault
+def test_a_flipped_bit_on_one_worker_is_found_within_100_steps(corpus, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FLIP)
+    recipe = recipe_in(tmp_path, corpus, budget_steps=400, validation_steps=200)
+    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
+    done = subprocess.run(
+        command(recipe, workers=2),
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "workers 0 and 1 differ in trunk" in done.stderr
+    assert "after step 100" in done.stderr
+    newest = sorted((tmp_path / "run" / "pretrain" / "checkpoints").glob("step-*"))[-1]
+    assert newest.name < "step-00000100", "nothing was saved where the drift was found"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from seedbed.errors import ConfigError, IncompatibleError, WorkerLostError
-from seedbed.training import exact, parallel
+from seedbed.errors import ConfigError, IncompatibleError, IntegrityError, WorkerLostError
+from seedbed.training import drift, exact, parallel
+from seedbed.training.drift import DriftHook, bit_sums
 from seedbed.training.exact import ExactSum, PairwiseSum
 from seedbed.training.feed import Feed
 from seedbed.training.heartbeat import Heartbeat
@@ -186,3 +188,44 @@ def test_another_tree_is_refused(monkeypatch):
     with pytest.raises(IncompatibleError, match="3 micro-batches") as refused:
         sums.finish()
     assert "micro_batch_rows" in refused.value.hint
+
+
+# --- drift -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_any_flipped_bit_changes_the_sum(dtype):
+    whole = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}[dtype]
+    weights = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = bit_sums([weights])
+    width = weights.element_size() * 8
+    for place in range(0, 35, 6):
+        for bit in range(width):
+            flipped = weights.clone()
+            flat = flipped.view(whole).view(-1)
+            flat[place] ^= torch.tensor(1 << bit if bit < width - 1 else -(1 << bit), dtype=whole)
+            assert not torch.equal(bit_sums([flipped]), before)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "said"), [(2, "workers 0 and 1 differ"), (3, "worker 2 differs from the others")]
+)
+def test_drift_is_named(monkeypatch, num_workers, said):
+    model = nn.Linear(3, 2)
+    state = SimpleNamespace(window=100, parameters=lambda: dict(model.named_parameters()))
+    own = bit_sums(list(model.parameters()))
+
+    def others(tensor):
+        parts = [tensor.clone() for _ in range(num_workers)]
+        parts[-1][1] += 1
+        return parts
+
+    monkeypatch.setattr(drift, "num_workers", lambda: num_workers)
+    monkeypatch.setattr(drift, "gathered", lambda tensor: [own] * num_workers)
+    assert DriftHook().is_due(state)
+    DriftHook().act(state)
+    monkeypatch.setattr(drift, "gathered", others)
+    with pytest.raises(IntegrityError, match=said) as found:
+        DriftHook().act(state)
+    assert "bias" in found.value.message
+    assert found.value.exit_code == 8

@@ -38,6 +38,7 @@ __all__ = [
     "assemble",
     "decide",
     "feed_of",
+    "rows_of_window",
     "run_window",
     "samples_of",
     "steps_from_start",
@@ -271,6 +272,17 @@ def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False) -> Feed:
         num_workers=num_workers(),
         is_exact=is_exact,
     )
+
+
+def rows_of_window(setting: Setting, plan: Plan, window: int) -> dict[str, list[int]]:
+    """Return the numbers of the rows that a window reads, of all workers, by entry."""
+    feed = feed_of(setting, plan)
+    feed.worker, feed.num_workers = 0, 1
+    rows: dict[str, list[int]] = {}
+    for micro in feed.micro_batches(window):
+        if micro.batch.row_ids is not None:
+            rows.setdefault(setting.fed[micro.entry].label, []).extend(micro.batch.row_ids.tolist())
+    return rows
 
 
 def run_window(

@@ -27,6 +27,7 @@ from seedbed.commands.assembly import (
     assemble,
     decide,
     feed_of,
+    rows_of_window,
     run_window,
     samples_of,
     validation_of,
@@ -52,6 +53,7 @@ from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.continued import ForgettingHook, gained_and_forgotten
+from seedbed.training.drift import DriftHook
 from seedbed.training.hooks import (
     CheckpointHook,
     Hook,
@@ -68,6 +70,7 @@ from seedbed.training.parallel import (
     worker,
     wrapped,
 )
+from seedbed.training.rollback import RollbackHook
 from seedbed.training.row_record import RowRecord
 from seedbed.training.state import TrainingState
 
@@ -215,6 +218,19 @@ def pretrain(
         # What the start itself scores: the first best, and what gains and forgetting are measured from.
         for hook in (validation, forgetting):
             hook.act(setting.state)
+    feed = feed_of(setting, plan, is_exact=recipe.training.exact)
+    rollback = RollbackHook(
+        checkpoints,
+        log=log,
+        every=every,
+        max_rollbacks=recipe.training.max_rollbacks,
+        rows_of=lambda window: rows_of_window(setting, plan, window),
+    )
+    hooks.append(DriftHook())  # before anything is saved
+    if recipe.training.max_rollbacks:
+        if newest is None:
+            rollback.act(setting.state)
+        hooks.append(rollback)
     hooks += [
         validation,
         *([forgetting] if start is not None else []),
@@ -226,7 +242,6 @@ def pretrain(
             extra=trained,
         ),
     ]
-    feed = feed_of(setting, plan, is_exact=recipe.training.exact)
     record = None
     if recipe.training.record_rows:
         if is_first:
@@ -243,6 +258,7 @@ def pretrain(
             hooks=hooks,
             is_interrupted=lambda: bool(received) or 0 < stop_after <= setting.state.window,
             labels=[entry.label for entry in setting.fed],
+            recover=rollback.recover if recipe.training.max_rollbacks else None,
         )
     if outcome.reason == "interrupted":
         raise Interrupted(max_over_workers(received[0] if received else 0), outcome.window)

@@ -18,6 +18,7 @@ from seedbed.objectives.combination import entries_of
 from seedbed.recipe import Recipe
 from seedbed.runtime import RuntimeConfig, describe_machine
 from seedbed.training.budget import Plan
+from seedbed.training.config import TrainingConfig
 
 __all__ = [
     "FREE_KEYS",
@@ -42,8 +43,9 @@ def requested_sections(recipe: Recipe, start: Start | None) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
-    if not recipe.training.exact:  # runs of before know nothing of it
-        values["training"].pop("exact")
+    for key in ("exact", "max_rollbacks"):  # runs of before know nothing of them
+        if values["training"][key] == TrainingConfig.model_fields[key].default:
+            values["training"].pop(key)
     if not recipe.regularisation.is_off:
         values["regularisation"] = recipe.regularisation.model_dump(mode="json")
     if start is not None:

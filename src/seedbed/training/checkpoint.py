@@ -3,6 +3,7 @@
     pretrain/checkpoints/step-00000400/   full: model, optimizer, state; the two newest are kept
     pretrain/checkpoints/weights-00000200/   weights only, older
     pretrain/checkpoints/best-00000380/   weights only, lowest validation loss
+    pretrain/checkpoints/anchor-00000380/   full, where validations are: what a run rolls back to; the two newest
     pretrain/checkpoints/mean-00000380/   weights only, of the last validations, when their mean is exported
 
 Names carry the window (rows consumed), and the newest sound one is found by name and manifest, never by a file time.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.artifact import Artifact, open_verified, publish, write_json
-from seedbed.errors import IncompatibleError, IntegrityError
+from seedbed.errors import IncompatibleError, IntegrityError, NumericError
 from seedbed.tensors import load_tensors, save_tensors
 from seedbed.training.state import TrainingState, named_tensors
 
@@ -48,7 +49,39 @@ class Checkpoints:
 
     def save(self, state: TrainingState, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Save a full checkpoint of the state, then let older ones go; saving the same window twice does nothing."""
-        target = self.folder / f"step-{state.window:08d}"
+        target = self._save_state("step", state, extra or {})
+        self._rotate()
+        return target
+
+    def save_anchor(self, state: TrainingState) -> None:
+        """Save a full checkpoint to roll back to; the two newest are kept."""
+        self._save_state("anchor", state, {})
+        for older in self._listed("anchor")[:-2]:
+            shutil.rmtree(older, ignore_errors=True)
+
+    def load_anchor(self, state: TrainingState, *, before: int) -> int:
+        """Load the newest anchor of a window before this one, all but window and hooks; return its window.
+
+        Raises:
+            NumericError: there is none.
+        """
+        paths = [path for path in self._listed("anchor") if _window_of(path) < before]
+        if not paths:
+            raise NumericError(
+                f"{self.folder} has no state from before window {before} to roll back to.",
+                hint="lower optim.learning_rate",
+            )
+        window, hooks = state.window, state.hooks
+        state.optimizer.state.clear()
+        if state.average is not None:
+            state.average.tensors = {}
+        self.load(state, open_verified(paths[-1], stage="checkpoint", version=CHECKPOINT_VERSION))
+        state.window, state.num_skipped, state.hooks = window, window - state.step, hooks
+        return _window_of(paths[-1])
+
+    def _save_state(self, kind: str, state: TrainingState, extra: Mapping[str, Any]) -> Path:
+        """Save everything of a state as `<kind>-<window>`, unless it is there."""
+        target = self.folder / f"{kind}-{state.window:08d}"
         if not target.exists():
             with self._publish(target) as draft:
                 save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
@@ -60,12 +93,12 @@ class Checkpoints:
                     {
                         "window": state.window,
                         "num_skipped": state.num_skipped,
+                        "skips_in_a_row": state.skips_in_a_row,
                         "hooks": state.hooks,
-                        **(extra or {}),
+                        **extra,
                     },
                 )
                 draft.counts = {"window": state.window}
-        self._rotate()
         return target
 
     def save_best(self, state: TrainingState) -> None:
@@ -146,6 +179,7 @@ class Checkpoints:
             }
         saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
+        state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
         state.hooks = saved["hooks"]
         return saved
 
@@ -159,8 +193,8 @@ class Checkpoints:
         state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
 
     def drop_after(self, window: int) -> None:
-        """Remove best weights, and those saved for a mean, of windows that a resumed run will pass again."""
-        for path in [*self._listed("best"), *self._listed("mean")]:
+        """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again."""
+        for path in [*self._listed("best"), *self._listed("mean"), *self._listed("anchor")]:
             if _window_of(path) > window:
                 shutil.rmtree(path, ignore_errors=True)
 

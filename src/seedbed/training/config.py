@@ -89,6 +89,12 @@ class TrainingConfig(Config):
         description="Export the mean of the weights at the last so many validations, in the place of the best ones."
         " 0: off.",
     )
+    max_rollbacks: int = Field(
+        3,
+        ge=0,
+        description="After three steps in a row without finite gradients go back to the weights of a validation before and skip"
+        " the rows since, at most so often; then stop. 0: stop at once.",
+    )
     checkpoint_minutes: float = Field(2.0, gt=0.0, description="Minutes between checkpoints.")
     checkpoint_steps: int = Field(0, ge=0, description="Also save every so many steps. 0: by minutes only.")
     keep_weights: int = Field(

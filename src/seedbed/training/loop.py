@@ -35,6 +35,7 @@ def fit(
     hooks: Sequence[Hook],
     is_interrupted: Callable[[], bool] = lambda: False,
     labels: Sequence[str] = (),
+    recover: Callable[[TrainingState, int, int], None] | None = None,
 ) -> Outcome:
     """Train from `state.window` to `num_windows`.
 
@@ -50,25 +51,27 @@ def fit(
         hooks: called in this order.
         is_interrupted: true once a signal has asked to stop, which may reach one worker only; the step at hand is finished first.
         labels: names of the entries of a mixture, for the records; none needed for one objective.
+        recover: called with the first and the last window (from 1) of three non-finite gradients in a row; puts weights and
+            optimizer back, or raises. None: raise.
 
     Raises:
-        NumericError: three non-finite gradients in a row; weights and optimizer are those before the first of them.
+        NumericError: three non-finite gradients in a row, and no way back; weights and optimizer are those before the first.
     """
-    skips_in_a_row = 0
     unread: tuple[StepResult, int, float] | None = None
 
     def name_of(key: tuple[int, str]) -> str:
         return f"{labels[key[0]]}.{key[1]}" if len(labels) > 1 else key[1]
 
-    def read() -> None:
-        nonlocal unread, skips_in_a_row
+    def read() -> bool:
+        """Report the last step; returns whether weights and optimizer were put back for it."""
+        nonlocal unread
         if unread is None:
-            return
+            return False
         result, window, seconds = unread
         unread = None
         is_finite = bool(result.is_finite)
         state.num_skipped += not is_finite
-        skips_in_a_row = 0 if is_finite else skips_in_a_row + 1
+        state.skips_in_a_row = 0 if is_finite else state.skips_in_a_row + 1
         losses = sum_over_workers({key: float(loss) for key, loss in result.losses.items()})
         record = StepRecord(
             window=window,
@@ -82,12 +85,18 @@ def fit(
         )
         for hook in hooks:
             hook.on_step(record, seconds)
-        if skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+        if state.skips_in_a_row < MAX_SKIPS_IN_A_ROW:
+            return False
+        first = window - state.skips_in_a_row + 1
+        if recover is None:
             raise NumericError(
-                f"the gradient was not finite in {skips_in_a_row} steps in a row (windows {window - skips_in_a_row + 1}"
-                f" to {window}, loss {record.loss}); weights and optimizer are as they were before.",
+                f"the gradient was not finite in {state.skips_in_a_row} steps in a row (windows {first} to {window}, loss"
+                f" {record.loss}); weights and optimizer are as they were before.",
                 hint="lower optim.learning_rate, or look at the rows of these windows",
             )
+        recover(state, first, window)
+        state.skips_in_a_row = 0
+        return True
 
     # A run that was stopped and then resumed has stopped already.
     reason = "stopped" if any(hook.wants_stop(state) for hook in hooks) else "finished"
@@ -95,7 +104,8 @@ def fit(
         while state.window < num_windows and reason == "finished":
             began = time.perf_counter()
             result = run_window(state)
-            read()
+            if read():  # this step ran on weights that were put back: its window begins anew
+                continue
             state.window += 1
             unread = (result, state.window, time.perf_counter() - began)
             due = [hook for hook in hooks if hook.is_due(state)]

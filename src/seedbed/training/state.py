@@ -25,6 +25,7 @@ class TrainingState:
         optimizer: its moments are saved by parameter name.
         window: windows of rows consumed; the whole state of the data side, and what schedules and dropout are keyed by.
         num_skipped: windows whose update was skipped for a non-finite gradient; the steps applied are `window - num_skipped`.
+        skips_in_a_row: the last of them that followed each other.
         average: a moving average of the weights, or None; evaluated and exported in their place.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
@@ -34,6 +35,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     window: int = 0
     num_skipped: int = 0
+    skips_in_a_row: int = 0
     average: WeightAverage | None = None
     wrapped: nn.Module | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
