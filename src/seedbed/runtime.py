@@ -75,6 +75,11 @@ class RuntimeConfig(Config):
     threads: int = Field(
         0, ge=0, description="CPU threads. 0: all cores this process may use. Bits depend on it."
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep the input of each layer only and compute the rest again in the backward pass: memory of about one layer"
+        " instead of all, for about a third more time. For long rows and deep models.",
+    )
     memory_gib: float = Field(
         0.0,
         ge=0.0,

@@ -150,6 +150,19 @@ def test_a_mixture_trains_scores_each_entry_and_resumes_exactly(corpus, tmp_path
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("objective", ["masked_lm", "span_corruption"])
+def test_activation_checkpointing_changes_no_bit(corpus, tmp_path, objective):
+    runs = []
+    for again in (False, True):
+        family = {"name": "t5" if objective == "span_corruption" else "modernbert"}
+        data = values(corpus, tmp_path / str(again), objective={"name": objective}, model=family)
+        data["tokenizer"]["num_reserved"] = 32
+        data["runtime"]["activation_checkpointing"] = again
+        train(data)
+        runs.append((tmp_path / str(again) / "pretrain" / "metrics.jsonl").read_text())
+    assert runs[0] == runs[1]
+
+
 def test_another_seed_is_another_run(corpus, reference, tmp_path):
     train(values(corpus, tmp_path / "run", training={**values(corpus, tmp_path)["training"], "seed": 1}))
     assert outcome(tmp_path / "run") != outcome(reference[0])

@@ -139,6 +139,17 @@ def equal_entries():
     return [{**entry, "weight": 1.0} for entry in MIXTURE["entries"]]
 
 
+@pytest.mark.parametrize(("compression", "tolerance"), [("fp16", 2e-3), ("powersgd", 5e-2)])
+def test_compressed_gradients_are_sums_too(corpus, tmp_path, compression, tolerance):
+    one = train(recipe_in(tmp_path / "one", corpus))
+    two = train(recipe_in(tmp_path / "two", corpus, gradient_compression=compression), workers=2)
+    assert RowRecord.read(one / "pretrain") == RowRecord.read(two / "pretrain")
+    assert losses(two) != losses(one)
+    assert losses(two) == pytest.approx(losses(one), rel=tolerance)
+    norms = [[line["gradient_norm"] for line in log(run) if line["kind"] == "step"] for run in (one, two)]
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=2e-3), "a mean over workers would be half of it"
+
+
 def test_going_on_with_another_number_of_workers(corpus, tmp_path):
     whole = train(recipe_in(tmp_path / "whole", corpus))
     recipe = recipe_in(tmp_path / "cut", corpus)

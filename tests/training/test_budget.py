@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seedbed.errors import MemoryLimitError
+from seedbed.models.trunks import set_recomputing
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.training.budget import fit_micro_batch, plan_steps, saved_bytes
 from seedbed.training.config import TrainingConfig
@@ -89,3 +90,23 @@ def test_the_micro_batch_divides_the_step_and_fits():
     assert fit(128, 10**12) == 64
     with pytest.raises(MemoryLimitError, match="one row needs"):
         fit(24, int(fixed + 0.5 * per_row))
+
+
+def test_more_rows_fit_where_layers_run_again():
+    learner, sample = learner_and_sample(num_layers=8)
+    fixed = 4 * sum(p.numel() * 4 for p in learner.parameters())
+    memory = int(fixed + 6 * saved_bytes(learner, sample(2), compute_dtype=torch.float32))
+
+    def fit(num_layers):
+        return fit_micro_batch(
+            learner,
+            sample,
+            rows_per_step=64,
+            memory_bytes=memory,
+            compute_dtype=torch.float32,
+            num_recomputed_layers=num_layers,
+        )
+
+    plain = fit(0)
+    set_recomputing(learner, True)
+    assert fit(8) >= 2 * plain

@@ -21,6 +21,7 @@ from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.language_model import LanguageModel, build_model
+from seedbed.models.trunks import set_recomputing
 from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
@@ -116,6 +117,7 @@ def assemble(
         [*objectives, *objectives[:1]] if has_replay else objectives,
         [*modules, *modules[:1]] if has_replay else modules,
     ).to(device)
+    set_recomputing(learner, recipe.runtime.activation_checkpointing)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
     if start is not None:
         start.take_on(state)
@@ -344,6 +346,7 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             memory_bytes=recipe.runtime.memory_bytes(),
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
+            num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
         )
 
     if recipe.training.micro_batch_rows:

@@ -248,7 +248,7 @@ def pretrain(
             RowRecord.cut(folder, setting.state.window)
         wait_for_all()
         record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
-    with _signals() as received, console.bars(), _wrapping(setting.state, is_exact=recipe.training.exact):
+    with _signals() as received, console.bars(), _wrapping(setting.state, recipe):
         outcome = fit(
             setting.state,
             lambda state: run_window(setting, state, recipe, feed, record=record),
@@ -334,12 +334,12 @@ def pretrain(
 
 
 @contextmanager
-def _wrapping(state: TrainingState, *, is_exact: bool) -> Iterator[None]:
+def _wrapping(state: TrainingState, recipe: Recipe) -> Iterator[None]:
     """Let steps go through DDP while the block runs, unless gradients are summed exactly."""
-    if is_exact or num_workers() == 1:
+    if recipe.training.exact or num_workers() == 1:
         yield
         return
-    with wrapped(state.learner) as state.wrapped:
+    with wrapped(state.learner, compression=recipe.training.gradient_compression) as state.wrapped:
         try:
             yield
         finally:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from seedbed.batch import Batch, Hidden
 from seedbed.errors import IncompatibleError
@@ -194,6 +196,8 @@ class Transformer(nn.Module):
     attention_type: ClassVar[type[Attention]] = Attention
     can_fuse: ClassVar[bool] = True
     """The attention can use the fused kernel."""
+    recomputes: bool = False
+    """Keep a layer's input only, and run the layer again in the backward pass (activation checkpointing, 1604.06174)."""
 
     def __init__(self, config: TransformerConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
@@ -274,10 +278,8 @@ class Transformer(nn.Module):
         for index in range(config.num_layers):
             if f"hidden.{index}" in wanted:
                 captured[f"hidden.{index}"] = x
-            x, stream, seen = self.layers[config.stored_layer(index)](
-                x,
-                stream,
-                plans[config.is_local(index)],
+            run_layer = partial(
+                self.layers[config.stored_layer(index)],
                 index=index,
                 cache=cache,
                 dropout=dropout,
@@ -288,6 +290,18 @@ class Transformer(nn.Module):
                 first=first,
                 reading=reading,
             )
+            if self.recomputes and torch.is_grad_enabled() and cache is None:
+                # Dropout is a hash of where it happens, so running a layer again drops the same values without any state.
+                x, stream, seen = checkpoint(
+                    run_layer,
+                    x,
+                    stream,
+                    plans[config.is_local(index)],
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                x, stream, seen = run_layer(x, stream, plans[config.is_local(index)])
             captured.update(seen)
         if f"hidden.{config.num_layers}" in wanted:
             captured[f"hidden.{config.num_layers}"] = x

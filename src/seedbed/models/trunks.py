@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from seedbed.models.config import AttentionKind, TransformerConfig
 from seedbed.models.encoder_decoder import EncoderDecoder
 from seedbed.models.relative import DisentangledTransformer, XLNetTransformer
 from seedbed.models.transformer import Transformer
 
-__all__ = ["TRUNKS", "Trunk", "make_trunk"]
+__all__ = ["TRUNKS", "Trunk", "make_trunk", "set_recomputing"]
 
 Trunk = Transformer | EncoderDecoder
 """What a head sits on: one stack, or two."""
@@ -24,3 +26,10 @@ def make_trunk(config: TransformerConfig) -> Trunk:
     if config.stack == "encoder_decoder":
         return EncoderDecoder(config)
     return TRUNKS[config.attention_kind](config)
+
+
+def set_recomputing(module: nn.Module, recomputes: bool) -> None:
+    """Say whether the stacks inside a module run their layers again in the backward pass; values and gradients are the same."""
+    for stack in module.modules():
+        if isinstance(stack, Transformer):
+            stack.recomputes = recomputes

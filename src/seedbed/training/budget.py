@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seedbed.errors import MemoryLimitError
+from seedbed.models.trunks import set_recomputing
 from seedbed.training.config import TrainingConfig
 from seedbed.training.parallel import agreed
 from seedbed.training.step import Learner, MicroBatch
@@ -87,6 +88,7 @@ def fit_micro_batch(
     memory_bytes: int,
     compute_dtype: torch.dtype,
     group_rows: int = 1,
+    num_recomputed_layers: int = 0,
 ) -> int:
     """Return the largest divisor of the step's rows whose forward and backward pass fit the memory, 64 at most.
 
@@ -97,12 +99,19 @@ def fit_micro_batch(
         memory_bytes: allowed for one step, weights, gradients and optimizer included.
         compute_dtype: as in training.
         group_rows: rows that must stay together.
+        num_recomputed_layers: layers of a model that runs them again in the backward pass, one at a time; 0: it does not.
 
     Raises:
         MemoryLimitError: not even one row (one group) fits.
     """
     few = max(min(2, rows_per_step), group_rows)
-    per_row = saved_bytes(learner, sample(few), compute_dtype=compute_dtype) / few * _SLACK
+    micro = sample(few)
+    saved = saved_bytes(learner, micro, compute_dtype=compute_dtype)
+    if num_recomputed_layers:
+        set_recomputing(learner, False)
+        saved += saved_bytes(learner, micro, compute_dtype=compute_dtype) // num_recomputed_layers
+        set_recomputing(learner, True)
+    per_row = saved / few * _SLACK
     fixed = 4 * sum(
         p.numel() * p.element_size() for p in learner.parameters()
     )  # weights, gradients, two moments

@@ -52,6 +52,11 @@ class TrainingConfig(Config):
         description="Add up gradients in a fixed order, on one thread a worker, so that 1, 2, 4, ... workers give the same bits."
         " Slower: no overlap, and at least eight micro-batches a step where micro_batch_rows is 0.",
     )
+    gradient_compression: Literal["none", "fp16", "powersgd"] = Field(
+        "none",
+        description="How gradients travel between workers. fp16: half the bytes. powersgd: rank 4 with error feedback, a few"
+        " percent of them, for slow networks; a resume is then not exact.",
+    )
     seed: int = Field(0, ge=0, description="Keys initial weights, order of rows, masks and dropout.")
     validation_steps: int = Field(
         0,
@@ -110,6 +115,12 @@ class TrainingConfig(Config):
         description="Write which rows each step read, with a hash of each, to pretrain/rows-<worker>.jsonl.",
     )
     tensorboard: bool = Field(False, description="Also write metrics for TensorBoard (extra: track).")
+
+    @model_validator(mode="after")
+    def _exact_gradients(self) -> TrainingConfig:
+        if self.exact and self.gradient_compression != "none":
+            raise ValueError("exact sums and gradient_compression exclude each other")
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingConfig:

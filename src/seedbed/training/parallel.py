@@ -8,15 +8,17 @@ never averaged, since the division by the global number of targets is already do
 # No `from __future__ import annotations` here: DDP checks the annotations of its hook at run time.
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from seedbed.errors import ConfigError, WorkerLostError
@@ -141,15 +143,31 @@ def first_worker_first() -> Iterator[None]:
         wait_for_all()
 
 
+Compression = Literal["none", "fp16", "powersgd"]
+
+
 @contextmanager
-def wrapped(learner: nn.Module) -> Iterator[nn.Module]:
-    """Give the learner as steps call it while the block runs: with several workers inside DDP, which sums gradients."""
+def wrapped(learner: nn.Module, *, compression: Compression = "none") -> Iterator[nn.Module]:
+    """Give the learner as steps call it while the block runs: with several workers inside DDP, which sums gradients.
+
+    Args:
+        learner: what trains.
+        compression: how gradients travel. fp16: in half precision, half the bytes. powersgd: as products of matrices of rank 4
+            (1905.13727), with what was left out added to the next gradient; that memory is not saved, so a resume is not exact.
+    """
     if num_workers() == 1:
         yield learner
         return
     # A term whose count is 0 is left out on all workers alike, so its head may get no gradient.
     module = DistributedDataParallel(learner, find_unused_parameters=True)
-    module.register_comm_hook(None, _sum_hook)
+    if compression == "powersgd":
+        # From the second step on: the first ones, whose gradients are largest, travel whole.
+        state = PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=0)
+        module.register_comm_hook(state, _summed(powerSGD_hook))
+    elif compression == "fp16":
+        module.register_comm_hook(None, _summed(fp16_compress_hook))
+    else:
+        module.register_comm_hook(None, _sum_hook)
     try:
         yield module
     finally:
@@ -202,6 +220,19 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(num_workers())]
     dist.all_gather(parts, tensor.contiguous())
     return parts
+
+
+def _summed(hook: Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]) -> Any:
+    """Turn one of torch's hooks, which take the mean, into one that gives the sum."""
+
+    def summed(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def scaled(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+            return future.value() * num_workers()
+
+        done: torch.futures.Future[torch.Tensor] = hook(state, bucket).then(scaled)
+        return done
+
+    return summed
 
 
 def _sum_hook(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
