@@ -133,7 +133,11 @@ def resume_request(
 
 
 def _differences(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted({*old, *new}):
+    """Yield what differs, key by key; of a section of another kind its name alone, since all else follows from that."""
+    keys = sorted({*old, *new})
+    if "name" in old and "name" in new and old["name"] != new["name"]:
+        keys = ["name"]
+    for key in keys:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(f"{prefix}{key}.", before, after)
