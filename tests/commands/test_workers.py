@@ -325,19 +325,24 @@ if 'pretrain' in sys.argv and os.environ.get('RANK') == '1':
 """
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_one_workers_bad_gradient_is_skipped_and_rolled_back_by_all(corpus, tmp_path, monkeypatch, exact):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SPOIL)
-    recipe = recipe_in(tmp_path, corpus, exact=exact)
-    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
-    done = subprocess.run(
+def train_with(code: str, recipe: Path) -> subprocess.CompletedProcess[str]:
+    """Train on two workers that run some code first."""
+    site = recipe.parent / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(code)
+    paths = os.pathsep.join([str(site), environment()["PYTHONPATH"]])
+    return subprocess.run(
         command(recipe, workers=2),
         capture_output=True,
         text=True,
         env=environment() | {"PYTHONPATH": paths},
         check=False,
     )
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_one_workers_bad_gradient_is_skipped_and_rolled_back_by_all(corpus, tmp_path, monkeypatch, exact):
+    done = train_with(SPOIL, recipe_in(tmp_path, corpus, exact=exact))
     assert done.returncode == 0, done.stderr[-3000:]
     lines = log(tmp_path / "run")
     assert [line["window"] for line in lines if line.get("is_skipped")] == [2, 6, 7, 8]
@@ -365,17 +370,7 @@ if 'pretrain' in sys.argv and os.environ.get('RANK') == '1':
 
 @pytest.mark.fault
 def test_a_flipped_bit_on_one_worker_is_found_within_100_steps(corpus, tmp_path):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(FLIP)
-    recipe = recipe_in(tmp_path, corpus, budget_steps=400, validation_steps=200)
-    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
-    done = subprocess.run(
-        command(recipe, workers=2),
-        capture_output=True,
-        text=True,
-        env=environment() | {"PYTHONPATH": paths},
-        check=False,
-    )
+    done = train_with(FLIP, recipe_in(tmp_path, corpus, budget_steps=400, validation_steps=200))
     assert done.returncode != 0
     assert "workers 0 and 1 differ in trunk" in done.stderr
     assert "after step 100" in done.stderr

@@ -159,10 +159,16 @@ def wrapped(learner: nn.Module, *, compression: Compression = "none") -> Iterato
         yield learner
         return
     # A term whose count is 0 is left out on all workers alike, so its head may get no gradient.
-    module = DistributedDataParallel(learner, find_unused_parameters=True)
+    num_bytes = sum(p.numel() * p.element_size() for p in learner.parameters())
+    bucket_mib = num_bytes // 2**20 + 1 if compression == "powersgd" else None
+    module = DistributedDataParallel(learner, find_unused_parameters=True, bucket_cap_mb=bucket_mib)
     if compression == "powersgd":
+        # Its hook starts further collectives from callbacks, at times of their own. In one bucket, and a group of its own, they
+        # cannot come between others in another order on another worker (gloo: "received data size doesn't match").
         # From the second step on: the first ones, whose gradients are largest, travel whole.
-        state = PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=0)
+        state = PowerSGDState(
+            dist.new_group(), matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=0
+        )
         module.register_comm_hook(state, _summed(powerSGD_hook))
     elif compression == "fp16":
         module.register_comm_hook(None, _summed(fp16_compress_hook))
