@@ -133,6 +133,17 @@ def test_a_skipped_step_leaves_a_gap_and_nothing_else() -> None:
     assert len(_smooth([(float(m["window"]), float(m["loss"])) for m in metrics[:40]])) == 39
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_skipped_steps_and_rollbacks_are_told(language: str) -> None:
+    metrics = [line | {"is_skipped": True} if line["window"] in (5, 6, 7) else line for line in METRICS]
+    metrics.append({"kind": "rollback", "window": 7, "from": 7, "to": 4, "first_bad": 5, "rows": {}})
+    html = build_report(replace(RUN, metrics=metrics, language=language))
+    assert "5, 6, 7" in html
+    assert "went back to the weights of step 4" in html
+    assert ("退回第 4 步" in html) == (language == "zh")
+    assert "not finite" not in build_report(RUN)
+
+
 def test_smoothing_does_not_lag_behind_a_line() -> None:
     line = [(float(x), 9 - 0.01 * x) for x in range(600)]
     assert _smooth(line) == [(x, pytest.approx(y, abs=1e-9)) for x, y in line]

@@ -171,6 +171,13 @@ class _Writer:
                 ],
             )
         )
+        bad = [line["window"] for line in self.steps if line.get("is_skipped")]
+        if bad:
+            shown = ", ".join(str(window) for window in bad[:20]) + (" ..." if len(bad) > 20 else "")
+            self.explain("skipped", count=len(bad), windows=shown)
+        for line in self.run.metrics:
+            if line.get("kind") == "rollback":
+                self.explain("rolled_back", to=line["to"], window=line["window"])
         for term in self.terms:
             self._term_curve(term)
         self.explain("curve")

@@ -109,6 +109,17 @@ PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
         "损失没有明显低于一元基线：目前模型只学到了每个词元出现的频率。若训练很短，多训练一些即可；若已训练很"
         "久，请检查学习率。",
     ),
+    "skipped": (
+        "{count} steps had gradients that were not finite; they changed nothing, and their rows were passed over: windows"
+        " {windows}.",
+        "有 {count} 步的梯度不是有限值；这些步没有改变任何权重，其数据行已跳过：第 {windows} 窗。",
+    ),
+    "rolled_back": (
+        "After such steps in a row the run went back to the weights of step {to} and skipped the rows up to step {window};"
+        " metrics.jsonl lists the rows of the bad steps. A lower learning rate is the usual remedy.",
+        "连续出现这样的步之后，训练退回第 {to} 步的权重，并跳过直到第 {window} 步的数据行；出错各步的数据行列在 metrics.jsonl"
+        " 中。通常降低学习率即可。",
+    ),
     "above_bigram": (
         "The loss is {unigram:.2f} nats below the unigram baseline, not yet below the bigram: the model has begun to use"
         " context, but knows less than a table of neighbouring pairs would. Longer training is the usual remedy.",
