@@ -315,6 +315,8 @@ def test_a_family_brings_the_optimizer_that_random_weights_of_it_learn_with():
     assert classic.learning_rate < usual.learning_rate
     assert classic.schedule.warmup_fraction > usual.schedule.warmup_fraction
     assert t5.name == "adafactor"
+    assert [(rule.pattern, rule.rate_scale) for rule in t5.rules] == [("head*", 4.0)]
+    assert optim("model.name=t5", "optim.rules=[]").rules == ()
     # What the recipe says stands above it, key by key; another optimizer has its own rates.
     assert optim("model.name=bert", "optim.learning_rate=3e-3").learning_rate == 3e-3
     assert optim("model.name=bert", "optim.schedule.name=linear").schedule.warmup_fraction == 0.1

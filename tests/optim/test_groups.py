@@ -48,6 +48,15 @@ def test_a_rule_that_matches_nothing_is_refused_with_names_nearby():
     assert "trunk.layers.0.attention.qkv.weight" in refused.value.hint
 
 
+def test_an_optional_rule_may_match_nothing():
+    rules = (GroupRule(pattern="head*", rate_scale=4.0, is_optional=True),)
+    tied = AdamWConfig(rules=rules).build(toy_model("t5", tie_embeddings=True).named_parameters())
+    assert {group["rate_scale"] for group in tied.param_groups} == {1.0}
+    untied = AdamWConfig(rules=rules).build(toy_model("t5", tie_embeddings=False).named_parameters())
+    (head,) = [group for group in untied.param_groups if group["rate_scale"] == 4.0]
+    assert head["names"] == ["head.weight"]
+
+
 def test_a_broken_expression_is_refused_by_the_recipe():
     with pytest.raises(ConfigError, match="not a regular expression"):
         validate(AdamWConfig, {"rules": [{"pattern": "re:("}]}, place="test")

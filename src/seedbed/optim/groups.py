@@ -41,6 +41,7 @@ class GroupRule(Config):
     weight_decay: float | None = Field(
         None, ge=0.0, description="Decay; null: as without the rule (matrices only)."
     )
+    is_optional: bool = Field(False, description="May match no parameter; otherwise that is an error.")
 
     @field_validator("pattern")
     @classmethod
@@ -194,7 +195,7 @@ def _width_scale(name: str, parameter: nn.Parameter, scaling: WidthScaling, base
 
 def _check_rules(rules: Sequence[GroupRule], names: Sequence[str]) -> None:
     for number, rule in enumerate(rules):
-        if any(rule.matches(name) for name in names):
+        if rule.is_optional or any(rule.matches(name) for name in names):
             continue
         wanted = rule.pattern.removeprefix("re:")
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.3) or list(names[:3])
