@@ -217,15 +217,21 @@ def start(recipe: Path, *words: str) -> subprocess.Popen:
 
 
 def workers_of(process: subprocess.Popen, recipe: Path) -> list[int]:
-    """Return the process ids of the workers torchrun started, in the order of their ranks."""
+    """Return the process ids of the workers torchrun started that still run, in the order of their ranks."""
     import psutil
 
-    children = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "seedbed" in child.cmdline() and str(recipe) in child.cmdline()
-    ]
-    return [child.pid for child in sorted(children, key=lambda child: child.environ()["RANK"])]
+    ranks = []
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    for child in children:
+        try:
+            if "seedbed" in child.cmdline() and str(recipe) in child.cmdline():
+                ranks.append((child.environ()["RANK"], child.pid))
+        except (psutil.Error, KeyError):  # it has just ended, or has just begun
+            continue
+    return [pid for _, pid in sorted(ranks)]
 
 
 def wait_for_step(recipe: Path, process: subprocess.Popen, step: int) -> None:
