@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # Torch's DDP keeps gloo's threads beyond destroy_process_group, and the interpreter's end then aborts now and then
-            # (4 of 26 runs on torch 2.13): a worker of several leaves without it.
+            # (6 of 26 runs on torch 2.13): a worker of several leaves without it.
             sys.stderr.flush()
             os._exit(code)
         return code

@@ -263,25 +263,23 @@ def samples_of(setting: Setting, prepared: Prepared) -> list[dict[str, Any]]:
     return take_samples(setting.model, prepared.tokenizer, prepared.store, device=setting.device)
 
 
-def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False) -> Feed:
-    """Return what hands out this worker's micro-batches of the run's windows."""
+def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False, of_all: bool = False) -> Feed:
+    """Return what hands out this worker's micro-batches of the run's windows, or those of all workers."""
     return Feed(
         setting.fed,
         rows_per_step=plan.rows_per_step,
         num_windows=plan.num_windows,
         micro_batch_rows=plan.micro_batch_rows,
-        worker=worker(),
-        num_workers=num_workers(),
+        worker=0 if of_all else worker(),
+        num_workers=1 if of_all else num_workers(),
         is_exact=is_exact,
     )
 
 
 def rows_of_window(setting: Setting, plan: Plan, window: int) -> dict[str, list[int]]:
     """Return the numbers of the rows that a window reads, of all workers, by entry."""
-    feed = feed_of(setting, plan)
-    feed.worker, feed.num_workers = 0, 1
     rows: dict[str, list[int]] = {}
-    for micro in feed.micro_batches(window):
+    for micro in feed_of(setting, plan, of_all=True).micro_batches(window):
         if micro.batch.row_ids is not None:
             rows.setdefault(setting.fed[micro.entry].label, []).extend(micro.batch.row_ids.tolist())
     return rows

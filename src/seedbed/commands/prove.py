@@ -1,7 +1,7 @@
 """Show on your own recipe that a run repeats: stopped, killed, on other numbers of workers.
 
 The recipe is trained for twice K steps once. Then the same again, stopped after K steps and resumed; killed in the middle and
-resumed; with another number of workers; and with that number first and one worker after. Rows, losses, weights and optimizer of
+resumed; with another number of workers; and on one worker first and that number after. Rows, losses, weights and optimizer of
 each are compared with the first. On one machine and number of workers every bit must agree. With another number of workers the
 rows must be the same and the losses within a tolerance, since sums are added up in another order; with training.exact=true every
 bit must agree there too.

@@ -83,7 +83,7 @@ class Heartbeat:
                     value = self.store.get(name) if self.store.check([name]) else b""
                     if value != heard[name][0]:
                         heard[name] = (value, now)
-            except Exception as error:  # torch's stores raise RuntimeErrors of several kinds
+            except RuntimeError as error:  # the base of all that torch's stores raise
                 if not self._done.is_set():
                     self._lost(
                         f"the store of the workers cannot be reached ({str(error).splitlines()[0][:120]})"
