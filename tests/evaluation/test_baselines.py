@@ -210,6 +210,9 @@ class _Judged:
     def chance(self, term):
         return 1.5
 
+    def layout_nats(self, term, targets):
+        return 0.0
+
     def weights(self, progress):
         return {"masked_lm": 1.0, "row": 2.0, "pairs": 0.5}
 
@@ -224,3 +227,20 @@ def test_terms_that_predict_no_tokens_have_a_chance() -> None:
     assert found["row.chance"] == pytest.approx(entropy)
     assert found["pairs.chance"] == 1.5
     assert found["chance"] == pytest.approx(found["masked_lm.unigram"] + 2 * entropy + 0.75)
+
+
+def test_a_drawn_layout_costs_every_baseline_the_same() -> None:
+    """What no frequency can tell is added once for the whole evaluation, however it is cut into batches."""
+    rows, chosen, train = [[6, 7, 8, 6]] * 3, [[1, 2]] * 3, Stream(_text(500, 1))
+
+    class Cut(_Judged):
+        terms = ("masked_lm",)
+
+        def layout_nats(self, term, targets):
+            return 0.5 * len(targets.values)
+
+    made = _masked_set(rows, chosen)
+    assert len(made.batches) == 2
+    bare = corpus_baselines(made, train, VOCABULARY).losses()
+    found = term_baselines(Cut(), made, train)
+    assert found == pytest.approx({name: loss + 0.5 for name, loss in bare.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -168,3 +170,22 @@ def test_ul2_is_seven_denoisers_with_their_marks():
         marks.add(int(batch.input_ids[0, 0]))
     assert len(marks) == 3
     assert marks <= set(RESERVED.unused_ids[-6:])
+
+
+@pytest.mark.parametrize("changes", [{}, {"noise_density": 0.5}, {"layout": "suffix", "noise_density": 0.25}])
+def test_the_layout_costs_the_logarithm_of_the_ways_to_cut_it(changes):
+    """Counted: the different cuts of n tokens into s spans, among all ways to put s - 1 borders between them."""
+    objective = build(**changes)
+    rows, draws = rows_of(objective)
+    short = replace(rows, lengths=torch.where(torch.arange(len(rows.ids)) == 3, 12, rows.lengths))
+    short = replace(
+        short, ids=torch.where(torch.arange(rows.ids.shape[1]) < short.lengths[:, None], rows.ids, 0)
+    )
+    _, targets = objective.make_batch(short, draws)
+    expected = 0.0
+    for length in short.lengths.tolist():
+        noise, spans = objective.sizes(length)
+        ways = sum(1 for _ in itertools.combinations(range(1, noise), spans - 1))
+        expected += math.log(ways)
+    assert objective.layout_nats("span_corruption", targets["span_corruption"]) == pytest.approx(expected)
+    assert (expected == 0.0) == (changes.get("layout") == "suffix")

@@ -69,7 +69,9 @@ def term_baselines(
     for term in fixed.terms:
         answer = fixed.answers.get(term, "tokens")
         if answer == "tokens":
-            found[term] = corpus_baselines(evaluation_set, train, fixed.vocabulary, term=term).losses()
+            layout = sum(fixed.layout_nats(term, targets[term]) for _, targets in evaluation_set.batches)
+            scored = corpus_baselines(evaluation_set, train, fixed.vocabulary, term=term, layout_nats=layout)
+            found[term] = scored.losses()
         elif answer == "classes":
             found[term] = {"chance": _class_entropy(evaluation_set, term)}
         else:
@@ -100,7 +102,12 @@ def _class_entropy(evaluation_set: EvaluationSet, term: str) -> float:
 
 
 def corpus_baselines(
-    evaluation_set: EvaluationSet, train: TokenStream, vocabulary: Vocabulary, *, term: str | None = None
+    evaluation_set: EvaluationSet,
+    train: TokenStream,
+    vocabulary: Vocabulary,
+    *,
+    term: str | None = None,
+    layout_nats: float = 0.0,
 ) -> Baselines:
     """Score uniform, unigram and interpolated bigram at the targets of an evaluation.
 
@@ -112,7 +119,7 @@ def corpus_baselines(
         unigram  p(w)     = (c(w) + 1) / (N + V)
         bigram   p(w | h) = lambda c(h, w) / c(h) + (1 - lambda) p(w),   lambda = c(h) / (c(h) + k)
 
-    Reserved tokens among the targets (sentinels of spans) cost nothing: the layout says where they stand.
+    Reserved tokens among the targets (sentinels of spans) cost what a random layout costs, `layout_nats`, and nothing else.
 
     The left token h is the original one, also where the model sees a mask: masking is undone first. A row's first
     token has no left and gets the unigram. The bigram knows less than a masked model (nothing of the right side) and
@@ -125,6 +132,7 @@ def corpus_baselines(
         train: the training split, read in chunks.
         vocabulary: sizes and special ids.
         term: which loss term's targets; the first when None.
+        layout_nats: what the layout of these targets costs anybody, in all (`Objective.layout_nats`); added to each loss.
 
     Raises:
         DataError: there are no targets.
@@ -146,17 +154,17 @@ def corpus_baselines(
     together = np.where(left >= 0, pairs[which], 0)
     total = float(weights.sum())
 
-    # Sentinels stand at places that are given by the layout: knowing them is no merit of a model.
+    # Where sentinels stand is drawn, not written: frequencies say nothing of it, the layout's own price does.
     is_open = ~np.isin(values, np.array(vocabulary.unused_ids, dtype=np.int64))
 
     def mean_loss(probability: npt.NDArray[np.float64]) -> float:
-        return float(-(weights * is_open * np.log(probability)).sum() / total)
+        return float((layout_nats - (weights * is_open * np.log(probability)).sum()) / total)
 
     # lambda c(h, w) / c(h) + (1 - lambda) p(w), written without the division by a c(h) of 0
     bigrams = {k: mean_loss((together + k * unigram) / (seen + k)) for k in _STRENGTHS}
     strength = min(bigrams, key=bigrams.__getitem__)
     return Baselines(
-        uniform=math.log(num_possible) * float((weights * is_open).sum()) / total,
+        uniform=(layout_nats + math.log(num_possible) * float((weights * is_open).sum())) / total,
         unigram=mean_loss(unigram),
         bigram=bigrams[strength],
         unigram_accuracy=float(weights[values == int(tokens.argmax())].sum() / total),

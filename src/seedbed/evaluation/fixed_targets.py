@@ -29,7 +29,7 @@ from seedbed.tensors import load_tensors, save_tensors
 
 __all__ = ["STAGE", "VALIDATION_VERSION", "build_validation", "load_validation", "save_validation"]
 
-VALIDATION_VERSION = 2
+VALIDATION_VERSION = 3
 STAGE = "validation"
 
 

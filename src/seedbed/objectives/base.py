@@ -260,6 +260,14 @@ class Objective(ABC):
         """Return the loss of a term (answer "other") for a model that knows nothing, nats; None: not known beforehand."""
         return None
 
+    def layout_nats(self, term: str, targets: Targets) -> float:
+        """Return what a batch's targets cost anybody for what was drawn at random among them, nats, summed.
+
+        That is nothing, where all targets are of the text. Where some say how a row was cut, no model can know that from the
+        text, and no baseline either.
+        """
+        return 0.0
+
     @abstractmethod
     def make_batch(
         self, rows: Rows, draws: Draws, *, progress: float = 1.0

@@ -291,6 +291,10 @@ class Distillation(Objective):
             return list(range(deep - num_layers + 1, deep + 1))
         return [round((layer + 1) * deep / num_layers) for layer in range(num_layers)]
 
+    def layout_nats(self, term: str, targets: Targets) -> float:
+        """Return the base objective's."""
+        return self.base.layout_nats(term, targets) if term in self.base.terms else 0.0
+
     def for_evaluation(self) -> Distillation:
         """Return the same terms over the base objective's evaluation."""
         return Distillation(self.config, self.base.for_evaluation(), self.teacher)

@@ -156,6 +156,21 @@ class SpanCorruption(Objective):
         )
         return batch, {"span_corruption": targets}
 
+    def layout_nats(self, term: str, targets: Targets) -> float:
+        """Return the nats it costs to say where the spans end: ln C(n - 1, s - 1) a row of n hidden tokens in s spans.
+
+        All ways to cut n tokens into s spans are equally likely, and the encoder's text tells s and, by its length, n, but
+        nothing of the cuts.
+        """
+        noise, spans = self.sizes(self._raw_length)
+        written = targets.values.reshape(-1, noise + spans + 1)
+        is_real = torch.ones_like(written) if targets.weights is None else targets.weights.reshape_as(written)
+        pieces = torch.isin(written, self._sentinels).sum(dim=1).double()
+        tokens = (is_real > 0).sum(dim=1) - pieces - 1
+        has_any = pieces > 0
+        n, s = tokens[has_any], pieces[has_any]
+        return float((n.lgamma() - s.lgamma() - (n - s + 1).lgamma()).sum())
+
     def _corrupted(self, ids: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the encoder reads (B, L - n + s) and the decoder writes (B, n + s) of rows of one length."""
         num_rows, length = ids.shape
