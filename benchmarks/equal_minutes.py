@@ -13,6 +13,7 @@ sides ran on a machine of another speed, the figures say so. Every finished arm 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -202,9 +203,7 @@ def train_theirs(
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = Trainer(
-            model, arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks
-        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         trainer.train()
         return model
 
@@ -215,7 +214,7 @@ def train_theirs(
             times.append(time.perf_counter())
 
     fit(25, [Clock()])
-    per_step = statistics.median([b - a for a, b in zip(times[4:], times[5:], strict=False)])
+    per_step = statistics.median([b - a for a, b in itertools.pairwise(times[4:])])
     steps = max(20, round(60 * minutes / per_step))
     curve: list[tuple[float, float]] = []
     out = {"seconds": 0.0, "began": 0.0}
