@@ -39,7 +39,8 @@ def main() -> None:
     else:
         print(
             f"{report['megabytes']:.0f} MB a checkpoint: saved in {report['save_seconds']:.2f} s,"
-            f" {report['cost']:.2%} of the time at one in {report['interval_minutes']:g} minutes; loaded and verified in {report['load_seconds']:.2f} s; the command"
+            f" {report['cost']:.2%} of the time at one in {report['interval_minutes']:g} minutes; loaded and verified in"
+            f" {report['load_seconds']:.2f} s; the command"
             f" had taken and saved its next step {report['resume_seconds']:.1f} s after its start"
         )
 
