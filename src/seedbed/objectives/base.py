@@ -24,6 +24,7 @@ from seedbed.data.views import Rows, RowSource, View, WindowView
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import Stack
 from seedbed.models.language_model import LanguageModel
+from seedbed.objectives import summed_loss
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -386,8 +387,12 @@ def cross_entropy(
     `per_target` losses. A target is correct when fewer than 1 (5) classes have a higher logit; classes that tie with
     it count half, so that a constant output scores at chance.
     """
-    logits = prediction.head(prediction.features).float()
+    logits = prediction.head(prediction.features)
     values, weights = prediction.targets.values, prediction.targets.weights
+    if not with_details and summed_loss.applies(logits):
+        smoothing = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        return Term(summed_loss.summed_loss(logits, values, weights, **smoothing), {})
+    logits = logits.float()
     if weights is None and z_loss == 0.0 and not with_details:
         return Term(F.cross_entropy(logits, values, reduction="sum", label_smoothing=label_smoothing), {})
     per_target = F.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)
