@@ -18,7 +18,7 @@ from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
-from seedbed.hashing import fold, key_from
+from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.trunks import set_recomputing
@@ -27,9 +27,11 @@ from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
 from seedbed.runtime import prepare_process
+from seedbed.training.ahead import Windows
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import agreed, num_workers, worker
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
@@ -119,6 +121,8 @@ def assemble(
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
+    if recipe.runtime.compute_dtype() == torch.float16:
+        state.loss_scale = LossScale(device)
     if start is not None:
         start.take_on(state)
 
@@ -289,7 +293,7 @@ def run_window(
     setting: Setting,
     state: TrainingState,
     recipe: Recipe,
-    feed: Feed,
+    feed: Windows,
     *,
     rate: float | None = None,
     record: Callable[[int, Sequence[MicroBatch]], None] | None = None,
@@ -305,9 +309,10 @@ def run_window(
         record: told of the rows that are read.
     """
     window, history = state.window, state.history
-    micro_batches = feed.micro_batches(window, device=setting.device)
+    made = feed.micro_batches(window)
     if record is not None:
-        record(window, micro_batches)
+        record(window, made)
+    micro_batches = [micro.to(setting.device) for micro in made]
     result = train_step(
         state.wrapped or state.learner,
         state.optimizer,
@@ -317,11 +322,12 @@ def run_window(
         learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
         settings=recipe.optim.settings(window, feed.num_windows, history),
         max_grad_norm=recipe.optim.max_grad_norm,
-        dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
+        dropout_key=at_device(fold(key_from(recipe.training.seed, "dropout"), window), setting.device),
         compute_dtype=setting.compute_dtype,
         perturbation=recipe.regularisation.perturbation(),
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
+        loss_scale=state.loss_scale,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_finite)

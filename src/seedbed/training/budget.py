@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seedbed.errors import MemoryLimitError
 from seedbed.models.trunks import set_recomputing
+from seedbed.runtime import autocast
 from seedbed.training.config import TrainingConfig
 from seedbed.training.parallel import agreed
 from seedbed.training.step import Learner, MicroBatch
@@ -73,7 +74,7 @@ def saved_bytes(learner: Learner, micro: MicroBatch, *, compute_dtype: torch.dty
     scales = dict.fromkeys(learner.objectives[micro.entry].terms, 1.0)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+        autocast(device_type, compute_dtype),
     ):
         loss, _ = learner(micro, scales, None, None)
     del loss
