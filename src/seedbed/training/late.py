@@ -45,7 +45,7 @@ class LateNumbers:
         numbers += [] if result.loss_scale is None else [result.loss_scale]
         self._numbers = [*numbers, *result.losses.values()]
         self._event: torch.cuda.Event | None = None
-        if isinstance(result.is_finite, Tensor) and result.is_finite.device.type == "cuda":
+        if _is_elsewhere(result.is_finite):
             packed = torch.stack([number.detach().float() for number in self._numbers])
             host, self._event = _on_the_way(packed)
             self._numbers = [host]
@@ -59,6 +59,11 @@ class LateNumbers:
         scale = float(rest.pop(0)) if self._has_scale else None
         losses = {key: float(loss) for key, loss in zip(self._keys, rest, strict=True)}
         return StepNumbers(bool(is_finite), float(norm), losses, scale)
+
+
+def _is_elsewhere(tensor: Tensor) -> bool:
+    """Say whether reading a tensor waits for work that was queued after it."""
+    return tensor.device.type == "cuda"
 
 
 def _on_the_way(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:

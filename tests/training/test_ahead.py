@@ -1,0 +1,88 @@
+"""Windows made beside the step are those made when asked for, in whatever order they are asked for."""
+
+import threading
+
+import pytest
+import torch
+
+from seedbed.objectives.masked_lm import MaskedLMConfig
+from seedbed.training.ahead import Ahead, made_ahead
+from seedbed.training.feed import Entry, Feed
+from toys import VOCABULARY, toy_reader
+
+LENGTH = 16
+
+
+def feed():
+    objective = MaskedLMConfig(initial_mask_rate=0.4).build(VOCABULARY, row_length=LENGTH, is_segmented=False)
+    entry = Entry("masked_lm", objective, toy_reader(objective.raw_row_length))
+    return Feed([entry], rows_per_step=8, num_windows=10, micro_batch_rows=4)
+
+
+def same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.batch.input_ids, b.batch.input_ids)
+        assert torch.equal(a.batch.row_ids, b.batch.row_ids)
+        assert a.counts == b.counts
+        for term in a.targets:
+            assert torch.equal(a.targets[term].at, b.targets[term].at)
+            assert torch.equal(a.targets[term].values, b.targets[term].values)
+
+
+def test_any_order_gives_the_same_windows():
+    plain, ahead = feed(), Ahead(feed())
+    for window in (0, 1, 2, 2, 5, 6, 3, 9):  # again after a rollback, elsewhere after a resume, the last
+        same(ahead.micro_batches(window), plain.micro_batches(window))
+    ahead.close()
+
+
+def test_the_next_window_is_made_in_a_thread_before_it_is_asked_for():
+    made, done = [], threading.Event()
+
+    class Watched:
+        num_windows = 3
+
+        def micro_batches(self, window):
+            made.append((window, threading.current_thread().name))
+            if window == 1:
+                done.set()
+            return []
+
+    ahead = Ahead(Watched())
+    ahead.micro_batches(0)
+    assert done.wait(10)
+    ahead.micro_batches(1)
+    ahead.micro_batches(2)
+    ahead.close()
+    assert [window for window, _ in made] == [0, 1, 2]  # each once, and none after the last
+    assert all(name.startswith("seedbed-rows") for _, name in made)
+
+
+def test_an_error_comes_out_where_the_window_is_asked_for():
+    class Broken:
+        num_windows = 3
+
+        def micro_batches(self, window):
+            if window == 1:
+                raise ValueError("a shard is damaged")
+            return []
+
+    ahead = Ahead(Broken())
+    ahead.micro_batches(0)
+    with pytest.raises(ValueError, match="damaged"):
+        ahead.micro_batches(1)
+    ahead.close()
+
+
+def test_a_cpu_makes_windows_when_asked():
+    own = feed()
+    with made_ahead(own, torch.device("cpu")) as windows:
+        assert windows is own
+
+
+def test_counts_are_taken_on_the_host_where_the_batch_is_made():
+    (first, second) = feed().micro_batches(0)
+    objective = feed().entries[0].objective
+    assert first.counts == objective.counts(first.targets)
+    assert second.to("meta").counts == second.counts  # reading them there would fail
