@@ -20,6 +20,7 @@ from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
+from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.trunks import set_recomputing
 from seedbed.objectives.base import Objective, Vocabulary
@@ -120,6 +121,7 @@ def assemble(
         [*modules, *modules[:1]] if has_replay else modules,
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
+    limit_logits(learner, recipe.runtime.loss_logits_bytes())
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
     if recipe.runtime.compute_dtype() == torch.float16:
         state.loss_scale = LossScale(device)
@@ -351,6 +353,8 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
             num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
+            # 64 rows fill a CPU; a GPU wants more tokens where rows are short.
+            max_rows=64 if setting.device.type == "cpu" else max(64, 2**16 // recipe.data.row_length),
         )
 
     if recipe.training.micro_batch_rows:
