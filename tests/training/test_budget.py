@@ -1,5 +1,7 @@
 """Budgets become steps, memory becomes a micro-batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -116,8 +118,9 @@ def test_more_rows_fit_where_layers_run_again():
 
 def test_a_loss_by_portions_lets_more_rows_fit():
     """Its gradient of the matrix is paid for once, not by the row, and the forecast holds for what a larger micro-batch keeps."""
-    objective = CausalLMConfig().build(VOCABULARY, row_length=16, is_segmented=False)
-    model = toy_model("llama")
+    many = replace(VOCABULARY, vocab_size=4096)
+    objective = CausalLMConfig().build(many, row_length=16, is_segmented=False)
+    model = toy_model("llama", vocabulary=many)
     learner = Learner([objective], objective.modules(model.trunk, model.head))
     reader = toy_reader(objective.raw_row_length)
 
@@ -135,12 +138,12 @@ def test_a_loss_by_portions_lets_more_rows_fit():
         )
 
     weights = 4 * sum(p.numel() * 4 for p in learner.parameters())
-    memory = weights + 16 * 2**20
+    memory = weights + 32 * 2**20
     plain = fitting(memory)
-    limit = 64 * 4 * 64  # 64 rows of logits
+    limit = 64 * 4 * 4096  # 64 rows of logits
     limit_logits(learner, limit)
     by_portions = fitting(memory)
-    assert by_portions > plain
+    assert by_portions > 2 * plain
     assert {head.logits_bytes for head in learner.modules() if isinstance(head, LMHead)} == {limit}
     kept = saved_bytes(learner, sample(by_portions), compute_dtype=torch.float32)
     assert weights + kept < memory < weights + 4 * kept
