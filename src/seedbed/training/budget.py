@@ -28,7 +28,7 @@ __all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
 _MAX_MICRO_BATCH_ROWS = 64
 _MAX_VALIDATIONS = 20
 _VALIDATION_SHARE = 0.2  # of the time there is, at most; two validations are made in any case
-_PORTION_ROWS = 64  # of the loss while its memory is measured: a few rows of text have more targets
+_PORTION_ROWS = 8  # of the loss while its memory is measured: even two short rows have more targets
 _LOGIT_COPIES = 3  # of a portion's logits at a time: as they come, in float32, their gradient
 _SLACK = 1.5  # what a step needs besides the tensors saved for backward: gradients of activations, buffers, allocator
 
