@@ -210,6 +210,12 @@ def prepare_process(config: RuntimeConfig) -> None:
     # The deterministic mode would also fill every new tensor, which protects only code that reads before it writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if config.compiles():
+        import torch._dynamo
+
+        # One function serves all stacks of a run, with and without padding, forward passes of every entry of a mixture: more
+        # than the eight variants after which torch goes on uncompiled.
+        torch._dynamo.config.recompile_limit = 64
     tune_allocator()
 
 
@@ -255,7 +261,15 @@ def describe_machine(config: RuntimeConfig | None = None) -> dict[str, Any]:
     import torch
 
     config = config or RuntimeConfig()
-    return {
+    # What is off is left out, so that machine.json files of before it existed still compare.
+    extras: dict[str, Any] = {}
+    if config.compiles():
+        extras["compile"] = config.compile if config.compile == "graphs" else True
+    if config.loss_logits_bytes():
+        extras["loss_logits_mib"] = config.loss_logits_bytes() >> 20
+    if config.torch_device().type == "cuda":
+        extras["attention"] = config.attention_kernel()
+    return extras | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,

@@ -22,8 +22,9 @@ from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.trunks import set_recomputing
+from seedbed.models.trunks import compile_stacks, set_recomputing
 from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.objectives.chunked_cross_entropy import compile_losses
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
@@ -122,6 +123,9 @@ def assemble(
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
     limit_logits(learner, recipe.runtime.loss_logits_bytes())
+    if recipe.runtime.compiles():
+        compile_stacks(learner, mode="reduce-overhead" if recipe.runtime.compile == "graphs" else None)
+        compile_losses(learner)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
     if recipe.runtime.compute_dtype() == torch.float16:
         state.loss_scale = LossScale(device)

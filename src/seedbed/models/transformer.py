@@ -5,7 +5,7 @@ Single-device code that never sees labels. Heads are in `heads.py`, initial valu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -198,6 +198,8 @@ class Transformer(nn.Module):
     """The attention can use the fused kernel."""
     recomputes: bool = False
     """Keep a layer's input only, and run the layer again in the backward pass (activation checkpointing, 1604.06174)."""
+    compiled: Callable[..., Hidden] | None = None
+    """`run`, compiled (`trunks.compile_stacks`): what a training step calls in its place."""
 
     def __init__(self, config: TransformerConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
@@ -243,6 +245,33 @@ class Transformer(nn.Module):
         Raises:
             IncompatibleError: the batch asks for what this model does not have, or is longer than it can read.
         """
+        # Decoding makes a new shape with every token, and evaluation has shapes of its own: compiling them would cost more than
+        # it gives. The function is not bound: a copy of this module calls it with itself.
+        is_step = torch.is_grad_enabled() and cache is None and not capture
+        run = self.compiled if self.compiled is not None and is_step else type(self).run
+        return run(
+            self,
+            batch,
+            dropout_key=dropout_key,
+            embedding_delta=embedding_delta,
+            capture=capture,
+            cache=cache,
+            at=at,
+            memory=memory,
+        )
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        dropout_key: Tensor | None,
+        embedding_delta: Tensor | None,
+        capture: Sequence[str],
+        cache: Cache | None,
+        at: Tensor | None,
+        memory: Memory | None,
+    ) -> Hidden:
+        """Do what `forward` says. All choices here are made by shapes and plain fields, so it compiles to one graph for each."""
         config = self.config
         self._check(batch, capture, cache)
         if at is not None and f"hidden.{config.num_layers}" in capture:

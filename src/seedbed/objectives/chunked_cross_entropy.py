@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Kernel", "chunked_cross_entropy", "loss_and_gradient"]
+from seedbed.models.heads import LMHead
+
+__all__ = ["Kernel", "chunked_cross_entropy", "compile_losses", "loss_and_gradient"]
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
@@ -100,6 +102,16 @@ def loss_and_gradient(
     if weights is not None:
         losses, gradient = losses * weights, gradient * weights[:, None]
     return losses.sum(), gradient.to(logits.dtype)
+
+
+def compile_losses(module: nn.Module, *, backend: str = "inductor") -> None:
+    """Let losses by portions of the heads inside a module run compiled: about two passes over the logits in place of ten.
+
+    The products stay outside; sizes may vary, so that the last portion, which may be smaller, compiles nothing.
+    """
+    for head in module.modules():
+        if isinstance(head, LMHead):
+            head.loss_kernel = torch.compile(loss_and_gradient, backend=backend, dynamic=True)
 
 
 class _Chunked(torch.autograd.Function):
