@@ -22,7 +22,7 @@ from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.trunks import compile_stacks, set_recomputing
+from seedbed.models.trunks import compile_stacks, set_recomputing, use_flex
 from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.objectives.chunked_cross_entropy import compile_losses
 from seedbed.objectives.combination import entries_of
@@ -123,6 +123,8 @@ def assemble(
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
     limit_logits(learner, recipe.runtime.loss_logits_bytes())
+    if device.type == "cuda" and recipe.runtime.attention_kernel() == "flex":
+        use_flex(learner)
     if recipe.runtime.compiles():
         compile_stacks(learner, mode="reduce-overhead" if recipe.runtime.compile == "graphs" else None)
         compile_losses(learner)

@@ -19,6 +19,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache, Memory
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix
+from seedbed.models.layers.block_mask import flex_within, takes_flex
 from seedbed.models.layers.cross_attention import CROSS_SITES, CrossAttention, Reading
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
@@ -200,6 +201,9 @@ class Transformer(nn.Module):
     """Keep a layer's input only, and run the layer again in the backward pass (activation checkpointing, 1604.06174)."""
     compiled: Callable[..., Hidden] | None = None
     """`run`, compiled (`trunks.compile_stacks`): what a training step calls in its place."""
+
+    flex: Callable[..., Tensor] | None = None
+    """Block-sparse attention, for masks that leave blocks empty (`trunks.use_flex`)."""
 
     def __init__(self, config: TransformerConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
@@ -423,6 +427,14 @@ class Transformer(nn.Module):
         is_plainly_causal = is_plainly_causal and distance is None
         needs_bias = not is_fused or any(name.startswith("attention.") for name in wanted)
         needs_bias = needs_bias or config.attention_dropout > 0
+        is_flex = self.flex is not None and takes_flex(
+            device_type=device.type,
+            length=total,
+            head_dim=config.head_dim,
+            attention=batch.attention,
+            is_training=torch.is_grad_enabled(),
+            has_bias=needs_bias or distance is not None or cache is not None or batch.query_at is not None,
+        )
 
         allowed: Tensor | None = None
         if needs_bias or not is_plainly_causal or config.local_window:
@@ -432,9 +444,14 @@ class Transformer(nn.Module):
             near = self._distance_bias(query_positions, key_positions, dtype)
             query = replace(query, bias=query.bias if near is None else query.bias + near)
         plans = {}
+        if is_flex and batch.is_segmented:
+            allowed = None  # what restricts is in the blocks
         for is_local in {config.is_local(index) for index in range(config.num_layers)}:
-            mask = allowed
-            if is_local:
+            mask, flex = allowed, None
+            if is_flex and self.flex is not None and (batch.is_segmented or is_local):
+                window = config.local_window if is_local else 0
+                mask, flex = None, flex_within(self.flex, batch, segment_ids, window=window)
+            elif is_local:
                 near = within_window(total, start, config.local_window, device)
                 mask = near if allowed is None else allowed & near
             theta = config.local_rope_theta if is_local else config.rope_theta
@@ -446,6 +463,7 @@ class Transformer(nn.Module):
                 rotary=self._rotary(positions, theta, dtype, scale=scale),
                 query=query,
                 query_rotary=self._rotary(query_positions, theta, dtype, scale=scale),
+                flex=flex,
             )
         return plans
 

@@ -10,7 +10,7 @@ from seedbed.models.encoder_decoder import EncoderDecoder
 from seedbed.models.relative import DisentangledTransformer, XLNetTransformer
 from seedbed.models.transformer import Transformer
 
-__all__ = ["TRUNKS", "Trunk", "compile_stacks", "make_trunk", "set_recomputing"]
+__all__ = ["TRUNKS", "Trunk", "compile_stacks", "make_trunk", "set_recomputing", "use_flex"]
 
 Trunk = Transformer | EncoderDecoder
 """What a head sits on: one stack, or two."""
@@ -50,3 +50,12 @@ def compile_stacks(module: nn.Module, *, backend: str = "inductor", mode: str | 
     for stack in module.modules():
         if isinstance(stack, Transformer):
             stack.compiled = torch.compile(type(stack).run, backend=backend, mode=mode)
+
+
+def use_flex(module: nn.Module) -> None:
+    """Let the stacks inside a module attend by blocks where documents or windows leave some empty (`layers/block_mask.py`)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    for stack in module.modules():
+        if isinstance(stack, Transformer):
+            stack.flex = torch.compile(flex_attention)
