@@ -15,7 +15,7 @@ from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
-from seedbed.errors import IncompatibleError
+from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import at_device, fold, key_from
@@ -321,6 +321,14 @@ def run_window(
     if record is not None:
         record(window, made)
     micro_batches = [micro.to(setting.device) for micro in made]
+    perturbation = recipe.regularisation.perturbation()
+    if recipe.runtime.compile == "graphs" and (len(made) > 1 or perturbation is not None):
+        # A second backward pass would write over the gradients the first one left in the graph's memory.
+        raise ConfigError(
+            f"runtime.compile=graphs needs steps of one forward and backward pass; this one has {len(made)} micro-batches"
+            f"{'' if perturbation is None else ', each passed several times'}.",
+            hint="runtime.compile=true, or a smaller training.batch_tokens",
+        )
     result = train_step(
         state.wrapped or state.learner,
         state.optimizer,
@@ -332,7 +340,7 @@ def run_window(
         max_grad_norm=recipe.optim.max_grad_norm,
         dropout_key=at_device(fold(key_from(recipe.training.seed, "dropout"), window), setting.device),
         compute_dtype=setting.compute_dtype,
-        perturbation=recipe.regularisation.perturbation(),
+        perturbation=perturbation,
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
         loss_scale=state.loss_scale,
