@@ -36,7 +36,20 @@ def test_work_is_six_operations_a_weight_and_attention(bench):
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_our_side_runs(bench, name, tmp_path):
-    words = ["--device", "cpu", "--preset", "tiny", "--steps", "2", "--rows", "2", "--row-length", "32", "--vocab-size", "300"]
+    words = [
+        "--device",
+        "cpu",
+        "--preset",
+        "tiny",
+        "--steps",
+        "2",
+        "--rows",
+        "2",
+        "--row-length",
+        "32",
+        "--vocab-size",
+        "300",
+    ]
     options = bench.parser().parse_args([*words, "--set", "runtime.threads=1"])
     options.model, options.folder = name, tmp_path
     bench.prepare_run(options)

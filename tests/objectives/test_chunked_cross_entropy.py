@@ -9,6 +9,7 @@ from seedbed.batch import Targets
 from seedbed.models.heads import limit_logits
 from seedbed.objectives.base import Prediction, cross_entropy
 from seedbed.objectives.causal_lm import CausalLMConfig
+from seedbed.objectives.chunked_cross_entropy import loss_and_gradient
 from seedbed.optim import AdamWConfig
 from seedbed.runtime import autocast
 from seedbed.training.budget import saved_bytes
@@ -82,6 +83,22 @@ def test_under_autocast_it_is_as_near_the_truth_as_the_plain_path(dtype):
         return max(float((found[n] - g).norm() / g.norm()) for n, g in gradients.items())
 
     assert error(own) < 1.3 * error(of_plain) + 1e-6
+
+
+@pytest.mark.parametrize("settings", [(0.0, 0.0, 0.0), (0.1, 1e-2, 15.0)])
+def test_a_gpu_finds_the_right_class_by_comparing(settings):
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(N, VOCAB_SIZE, generator=draw)
+    values = torch.randint(0, VOCAB_SIZE, (N,), generator=draw)
+    losses, gradients = zip(
+        *(
+            loss_and_gradient(logits, values, None, *settings, by_comparison)
+            for by_comparison in (True, False)
+        ),
+        strict=True,
+    )
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
 
 
 def test_the_plain_path_serves_details_small_losses_and_evaluation():

@@ -76,8 +76,13 @@ def loss_and_gradient(
     label_smoothing: float,
     z_loss: float,
     softcap: float,
+    by_comparison: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of a portion, float32, and its gradient with respect to the logits (N', V), in their number type."""
+    """Return the summed loss of a portion, float32, and its gradient with respect to the logits (N', V), in their number type.
+
+    The right class is found by comparison on a GPU: that melts into the pass over the logits, where scattering would be a kernel
+    of its own, with a sort before it to be deterministic. On a CPU, which compares slowly, it is scattered.
+    """
     wide = logits.float()
     if softcap:
         capped = torch.tanh(wide / softcap)
@@ -94,9 +99,12 @@ def loss_and_gradient(
         gradient = gradient * (1.0 + 2.0 * z_loss * log_z)[:, None]
     if label_smoothing:
         gradient = gradient - label_smoothing / logits.shape[1]
-    gradient = gradient.scatter_add(
-        1, values[:, None], torch.full_like(right, label_smoothing - 1.0)[:, None]
-    )
+    share = 1.0 - label_smoothing
+    if by_comparison:
+        is_right = torch.arange(logits.shape[1], device=logits.device) == values[:, None]
+        gradient = torch.where(is_right, gradient - share, gradient)
+    else:
+        gradient = gradient.scatter_add(1, values[:, None], torch.full_like(right, -share)[:, None])
     if softcap:
         gradient = gradient * (1.0 - capped.square())
     if weights is not None:
@@ -139,6 +147,7 @@ class _Chunked(torch.autograd.Function):
         dx = torch.empty_like(x) if of_features else None
         dw = torch.zeros(matrix.shape, dtype=torch.float32, device=matrix.device) if of_matrix else None
         db = torch.zeros(w.shape[0], dtype=torch.float32, device=matrix.device) if of_bias else None
+        by_comparison = x.device.type != "cpu"
         total = torch.zeros((), dtype=torch.float32, device=features.device)
         num_rows = x.shape[0]
         num_chunks = max(1, -(-num_rows // chunk_rows))
@@ -149,7 +158,7 @@ class _Chunked(torch.autograd.Function):
             for start in range(0, num_rows, size):
                 rows = slice(start, start + size)
                 own = None if weights is None else weights[rows]
-                loss, gradient = kernel(F.linear(x[rows], w, b), values[rows], own, *settings)
+                loss, gradient = kernel(F.linear(x[rows], w, b), values[rows], own, *settings, by_comparison)
                 total += loss
                 if dx is not None:
                     dx[rows] = gradient @ w
