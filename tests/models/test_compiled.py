@@ -91,10 +91,13 @@ def test_five_steps_compile_once(monkeypatch):
     assert dict(torch._dynamo.utils.counters["frames"]) == {"total": 1, "ok": 1}
 
 
-def test_the_loss_of_a_portion_compiles_once_for_any_number_of_rows():
+@pytest.mark.parametrize("limit", [50, 10_000])
+def test_the_loss_of_a_portion_compiles_once_for_any_number_of_rows(limit):
+    """Compiled, it is taken even if there is one portion only: one pass in place of many."""
+
     def run(is_compiled):
         objective, learner = setup(CausalLMConfig(z_loss=1e-3), "llama", num_layers=1)
-        limit_logits(learner, 4 * 64 * 50)
+        limit_logits(learner, 4 * 64 * limit)
         if is_compiled:
             compile_losses(learner, backend="aot_eager")
         return steps(objective, learner, num_steps=2)

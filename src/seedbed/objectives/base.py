@@ -389,13 +389,13 @@ def cross_entropy(
     `per_target` losses. A target is correct when fewer than 1 (5) classes have a higher logit; classes that tie with
     it count half, so that a constant output scores at chance.
 
-    Where a head is told to limit its logits and they are more, a loss without details goes by portions
-    (`chunked_cross_entropy.py`).
+    Where a head is told to limit its logits and they are more, or its loss is compiled besides, a loss without details goes by
+    portions (`chunked_cross_entropy.py`).
     """
     head = prediction.head
     if not with_details and isinstance(head, LMHead) and head.logits_bytes:
         row_bytes = 4 * head.weight.shape[0]
-        if prediction.features.shape[0] * row_bytes > head.logits_bytes:
+        if prediction.features.shape[0] * row_bytes > head.logits_bytes or head.loss_kernel is not None:
             return Term(_in_portions(prediction, head, row_bytes, label_smoothing, z_loss), {})
     logits = head(prediction.features)
     values, weights = prediction.targets.values, prediction.targets.weights
