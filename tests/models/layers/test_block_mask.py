@@ -14,6 +14,8 @@ from seedbed.models.layers.block_mask import takes_flex
 from seedbed.models.trunks import use_flex
 from toys import toy_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
+
 USUAL = {
     "device_type": "cuda",
     "length": 512,
