@@ -1,10 +1,13 @@
 """Windows made beside the step are those made when asked for, in whatever order they are asked for."""
 
+import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
+from seedbed.data.examples import ExampleReader
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.training.ahead import Ahead, made_ahead
 from seedbed.training.feed import Entry, Feed
@@ -86,3 +89,46 @@ def test_counts_are_taken_on_the_host_where_the_batch_is_made():
     objective = feed().entries[0].objective
     assert first.counts == objective.counts(first.targets)
     assert second.to("meta").counts == second.counts  # reading them there would fail
+
+
+def disturbed(function, *args, by):
+    """Call a method with another call of it between any two of its lines, as a second thread might."""
+    code, is_inside = function.__func__.__code__, []
+
+    def trace(frame, event, arg):
+        if frame.f_code is not code:
+            return None
+        if event == "line" and not is_inside:
+            is_inside.append(True)
+            function(*by)
+            is_inside.clear()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return function(*args)
+    finally:
+        sys.settrace(before)
+
+
+def test_readers_serve_two_threads_at_different_epochs():
+    """As when a rollback looks up rows of an epoch that is over while the next one's are made: caches hold one epoch."""
+    reader = toy_reader(7, document_order_key=5)
+    view, places = reader.view, np.arange(reader.num_rows)
+    for epoch in (0, 1):
+        found = disturbed(view._documents, epoch, by=(1 - epoch,))
+        assert all(np.array_equal(a, b) for a, b in zip(found, view._documents(epoch), strict=True))
+        found = disturbed(reader._order, epoch, by=(3 - epoch,))
+        assert np.array_equal(found(places), reader._order(epoch)(places))
+
+
+def test_readers_of_examples_serve_two_threads_too():
+    class Texts:
+        num_rows = 40
+        lengths = np.arange(40) % 7 + 1
+
+    reader = ExampleReader(Texts(), name="examples", seed=0, batch_rows=4)
+    second, first = reader._members(1, 0).copy(), reader._members(0, 0).copy()
+    assert not np.array_equal(first, second)
+    assert np.array_equal(disturbed(reader._members, 0, 0, by=(1, 0)), first)
