@@ -91,14 +91,16 @@ def test_counts_are_taken_on_the_host_where_the_batch_is_made():
     assert second.to("meta").counts == second.counts  # reading them there would fail
 
 
-def disturbed(function, *args, by):
-    """Call a method with another call of it between any two of its lines, as a second thread might."""
-    code, is_inside = function.__func__.__code__, []
+def disturbed(function, *args, by, from_line=0):
+    """Call a method with another call of it between any two of its lines from the n-th on, as a second thread might."""
+    code, is_inside, lines = function.__func__.__code__, [], []
 
     def trace(frame, event, arg):
         if frame.f_code is not code:
             return None
         if event == "line" and not is_inside:
+            lines.append(frame.f_lineno)
+        if event == "line" and not is_inside and len(lines) > from_line:
             is_inside.append(True)
             function(*by)
             is_inside.clear()
@@ -131,4 +133,6 @@ def test_readers_of_examples_serve_two_threads_too():
     reader = ExampleReader(Texts(), name="examples", seed=0, batch_rows=4)
     second, first = reader._members(1, 0).copy(), reader._members(0, 0).copy()
     assert not np.array_equal(first, second)
-    assert np.array_equal(disturbed(reader._members, 0, 0, by=(1, 0)), first)
+    for line in range(4):
+        assert np.array_equal(reader._members(0, 0), first)
+        assert np.array_equal(disturbed(reader._members, 0, 0, by=(1, 0), from_line=line), first)
