@@ -15,21 +15,25 @@ from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
-from seedbed.errors import IncompatibleError
+from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
-from seedbed.hashing import fold, key_from
+from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
+from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.trunks import set_recomputing
+from seedbed.models.trunks import compile_stacks, set_recomputing, use_flex
 from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.objectives.chunked_cross_entropy import compile_losses
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
 from seedbed.runtime import prepare_process
+from seedbed.training.ahead import Windows
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import agreed, num_workers, worker
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
@@ -118,7 +122,15 @@ def assemble(
         [*modules, *modules[:1]] if has_replay else modules,
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
+    limit_logits(learner, recipe.runtime.loss_logits_bytes())
+    if device.type == "cuda" and recipe.runtime.attention_kernel() == "flex":
+        use_flex(learner)
+    if recipe.runtime.compiles():
+        compile_stacks(learner, mode="reduce-overhead" if recipe.runtime.compile == "graphs" else None)
+        compile_losses(learner)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
+    if recipe.runtime.compute_dtype() == torch.float16:
+        state.loss_scale = LossScale(device)
     if start is not None:
         start.take_on(state)
 
@@ -289,7 +301,7 @@ def run_window(
     setting: Setting,
     state: TrainingState,
     recipe: Recipe,
-    feed: Feed,
+    feed: Windows,
     *,
     rate: float | None = None,
     record: Callable[[int, Sequence[MicroBatch]], None] | None = None,
@@ -305,9 +317,18 @@ def run_window(
         record: told of the rows that are read.
     """
     window, history = state.window, state.history
-    micro_batches = feed.micro_batches(window, device=setting.device)
+    made = feed.micro_batches(window)
     if record is not None:
-        record(window, micro_batches)
+        record(window, made)
+    micro_batches = [micro.to(setting.device) for micro in made]
+    perturbation = recipe.regularisation.perturbation()
+    if recipe.runtime.compile == "graphs" and (len(made) > 1 or perturbation is not None):
+        # A second backward pass would write over the gradients the first one left in the graph's memory.
+        raise ConfigError(
+            f"runtime.compile=graphs needs steps of one forward and backward pass; this one has {len(made)} micro-batches"
+            f"{'' if perturbation is None else ', each passed several times'}.",
+            hint="runtime.compile=true, or a smaller training.batch_tokens",
+        )
     result = train_step(
         state.wrapped or state.learner,
         state.optimizer,
@@ -317,11 +338,12 @@ def run_window(
         learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
         settings=recipe.optim.settings(window, feed.num_windows, history),
         max_grad_norm=recipe.optim.max_grad_norm,
-        dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
+        dropout_key=at_device(fold(key_from(recipe.training.seed, "dropout"), window), setting.device),
         compute_dtype=setting.compute_dtype,
-        perturbation=recipe.regularisation.perturbation(),
+        perturbation=perturbation,
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
+        loss_scale=state.loss_scale,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_finite)
@@ -345,6 +367,8 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
             num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
+            # 64 rows fill a CPU; a GPU wants more tokens where rows are short.
+            max_rows=64 if setting.device.type == "cpu" else max(64, 2**16 // recipe.data.row_length),
         )
 
     if recipe.training.micro_batch_rows:

@@ -49,6 +49,7 @@ from seedbed.errors import disk_errors
 from seedbed.models.folder import settle_form, write_model
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine, prepare_process
+from seedbed.training.ahead import made_ahead
 from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan
 from seedbed.training.checkpoint import Checkpoints
@@ -248,10 +249,15 @@ def pretrain(
             RowRecord.cut(folder, setting.state.window)
         wait_for_all()
         record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
-    with _signals() as received, console.bars(), _wrapping(setting.state, recipe):
+    with (
+        _signals() as received,
+        console.bars(),
+        _wrapping(setting.state, recipe),
+        made_ahead(feed, setting.device) as windows,
+    ):
         outcome = fit(
             setting.state,
-            lambda state: run_window(setting, state, recipe, feed, record=record),
+            lambda state: run_window(setting, state, recipe, windows, record=record),
             num_windows=plan.num_windows,
             tokens_per_window=plan.rows_per_step * recipe.data.row_length,
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),

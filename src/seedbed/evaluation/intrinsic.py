@@ -18,6 +18,7 @@ from seedbed.batch import Batch, Targets
 from seedbed.data.views import RowReader, View
 from seedbed.errors import DataError
 from seedbed.objectives.base import Objective
+from seedbed.runtime import autocast
 
 __all__ = ["EVALUATION_SEED", "EvaluationSet", "build_evaluation_set", "score"]
 
@@ -98,7 +99,7 @@ def score(
     device_type = torch.device(device).type
     with (
         torch.no_grad(),
-        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+        autocast(device_type, compute_dtype),
     ):
         for batch, targets in evaluation_set.batches:
             on_device = {term: target.to(device) for term, target in targets.items()}

@@ -95,6 +95,7 @@ class Checkpoints:
                         "num_skipped": state.num_skipped,
                         "skips_in_a_row": state.skips_in_a_row,
                         "hooks": state.hooks,
+                        **({} if state.loss_scale is None else {"loss_scale": state.loss_scale.values()}),
                         **extra,
                     },
                 )
@@ -181,6 +182,8 @@ class Checkpoints:
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
         state.hooks = saved["hooks"]
+        if state.loss_scale is not None and "loss_scale" in saved:
+            state.loss_scale.load(saved["loss_scale"])
         return saved
 
     def load_parts_and_moments(self, state: TrainingState, artifact: Artifact) -> None:

@@ -45,7 +45,8 @@ class TrainingConfig(Config):
     micro_batch_rows: int = Field(
         0,
         ge=0,
-        description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most.",
+        description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most (on a GPU 65,536"
+        " tokens).",
     )
     exact: bool = Field(
         False,

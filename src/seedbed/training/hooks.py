@@ -39,6 +39,7 @@ class StepRecord:
         gradient_norm: before clipping.
         is_skipped: the gradient was not finite, and nothing was changed.
         tokens: tokens consumed so far.
+        loss_scale: what a float16 loss was multiplied by, or None.
     """
 
     window: int
@@ -49,6 +50,7 @@ class StepRecord:
     gradient_norm: float
     is_skipped: bool
     tokens: int
+    loss_scale: float | None = None
 
 
 class Hook:
@@ -100,7 +102,10 @@ class MetricsLog(Hook):
 
     def on_step(self, record: StepRecord, seconds: float) -> None:
         """Write one line a step."""
-        self.write({"kind": "step", **asdict(record)})
+        line = {"kind": "step", **asdict(record)}
+        if record.loss_scale is None:
+            del line["loss_scale"]
+        self.write(line)
         self._write(1, {"kind": "step", "window": record.window, "seconds": round(seconds, 6)})
 
     def write(self, line: Mapping[str, Any]) -> None:

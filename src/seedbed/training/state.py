@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seedbed.errors import IncompatibleError
 from seedbed.training.averaging import WeightAverage
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.step import Learner
 
 __all__ = ["TrainingState", "named_tensors"]
@@ -26,6 +27,7 @@ class TrainingState:
         window: windows of rows consumed; the whole state of the data side, and what schedules and dropout are keyed by.
         num_skipped: windows whose update was skipped for a non-finite gradient; the steps applied are `window - num_skipped`.
         skips_in_a_row: the last of them that followed each other.
+        loss_scale: of float16, or None.
         average: a moving average of the weights, or None; evaluated and exported in their place.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
@@ -37,6 +39,7 @@ class TrainingState:
     num_skipped: int = 0
     skips_in_a_row: int = 0
     average: WeightAverage | None = None
+    loss_scale: LossScale | None = None
     wrapped: nn.Module | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 

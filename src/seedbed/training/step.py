@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -14,7 +14,9 @@ from seedbed.errors import IncompatibleError
 from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
 from seedbed.optim.groups import set_groups
+from seedbed.runtime import autocast
 from seedbed.training.exact import ExactSum
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import no_sync, sum_over_workers
 
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
@@ -32,6 +34,18 @@ class MicroBatch:
     entry: int = 0
     share: float = 1.0
     is_filler: bool = False
+    counts: Mapping[str, float] | None = None
+    """The targets of each term, where they were counted on the host: a GPU's weights would have to be waited for."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return it with its tensors on `device`."""
+        targets = {term: target.to(device) for term, target in self.targets.items()}
+        return replace(self, batch=self.batch.to(device), targets=targets)
+
+    def pinned(self) -> Self:
+        """Return it in page-locked memory."""
+        targets = {term: target.pinned() for term, target in self.targets.items()}
+        return replace(self, batch=self.batch.pinned(), targets=targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class StepResult:
         is_finite: 0-d bool; False means that nothing was changed.
         counts: targets of each (entry, term), over all workers.
         scales: weight times share of rows of each (entry, term): their sum over losses is what was minimised.
+        loss_scale: what a float16 loss was multiplied by, 0-d float32, or None.
     """
 
     losses: Mapping[tuple[int, str], Tensor]
@@ -52,6 +67,7 @@ class StepResult:
     is_finite: Tensor
     counts: Mapping[tuple[int, str], float]
     scales: Mapping[tuple[int, str], float]
+    loss_scale: Tensor | None = None
 
 
 class Perturbation(Protocol):
@@ -169,6 +185,7 @@ def train_step(
     perturbation: Perturbation | None = None,
     embedding_width: int = 0,
     is_exact: bool = False,
+    loss_scale: LossScale | None = None,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -186,16 +203,18 @@ def train_step(
         max_grad_norm: 0 switches clipping off.
         settings: what else is scheduled (`OptimizerConfig.settings`).
         dropout_key: 0-d int32, or None for no dropout.
-        compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
+        compute_dtype: bfloat16 or float16 runs matrix products in it; weights and losses stay float32.
         perturbation: passes over disturbed embeddings, or None. The losses returned are those of the first pass.
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
+        loss_scale: of float16, updated by the step.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
     for micro in micro_batches:
-        for term, count in objectives[micro.entry].counts(micro.targets).items():
+        own = objectives[micro.entry].counts(micro.targets) if micro.counts is None else micro.counts
+        for term, count in own.items():
             local[micro.entry, term] += 0.0 if micro.is_filler else count
     counts = sum_over_workers(local)
     weights = [objective.weights(progress) for objective in objectives]
@@ -208,6 +227,7 @@ def train_step(
     )
     device_type = next(learner.parameters()).device.type
     num_passes = perturbation.num_passes if perturbation else 1
+    factor = None if loss_scale is None else loss_scale.scale
     for index, micro in enumerate(micro_batches):
         delta, gradient = None, None
         # Row numbers are unique within a view only: the entries of a mixture drop apart.
@@ -233,16 +253,18 @@ def train_step(
             }
             is_last = index == len(micro_batches) - 1 and number == num_passes - 1
             with no_sync(learner) if not is_last else torch.enable_grad():
-                with torch.autocast(
-                    device_type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
-                ):
+                with autocast(device_type, compute_dtype):
                     loss, terms = learner(micro, scales, key, delta)
+                if factor is not None:
+                    loss = loss * factor
                 if pass_weight > 0.0:
                     loss.backward()
                     gradient = None if delta is None else delta.grad
                 else:
                     assert delta is not None
                     (gradient,) = torch.autograd.grad(loss, delta, allow_unused=True)
+                if gradient is not None and factor is not None:
+                    gradient = gradient / factor
                 if delta is not None and gradient is None:
                     name = objectives[micro.entry].config.name
                     raise IncompatibleError(
@@ -264,12 +286,20 @@ def train_step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_finite = torch.isfinite(norm)
+    shrink = None
+    if factor is not None:
+        norm, shrink = norm / factor, 1 / factor
     if max_grad_norm > 0:
-        torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        clip = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        shrink = clip if shrink is None else clip * shrink
+    if shrink is not None:
+        torch._foreach_mul_(gradients, shrink)
     set_groups(optimizer, learning_rate, settings)
     optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
     optimizer.step()
+    if loss_scale is not None:
+        loss_scale.update(is_finite)
     losses = {key: value / counts[key] for key, value in sums.items()}
     shares = {micro.entry: micro.share for micro in micro_batches}
     minimised = {(entry, term): weights[entry][term] * shares[entry] for entry, term in losses}
-    return StepResult(losses, norm.detach(), is_finite, counts, minimised)
+    return StepResult(losses, norm.detach(), is_finite, counts, minimised, factor)

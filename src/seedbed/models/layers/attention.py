@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class AttentionPlan:
         rotary: tables for the content (B or 1, T, 1, K), or None.
         query: how the query stream attends, or None.
         query_rotary: tables for its positions.
+        flex: block-sparse attention that knows the mask (`block_mask.py`); used in the place of all else.
     """
 
     bias: Tensor | None
@@ -41,6 +42,7 @@ class AttentionPlan:
     rotary: Table | None
     query: QueryPlan | None = None
     query_rotary: Table | None = None
+    flex: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,10 @@ def mix(
         Mixed values (B, H, T, K), and probabilities (B, H, T, S) if they were wanted.
     """
     drops = dropout is not None and dropout.attention_rate > 0
+    if plan.flex is not None:
+        assert not wants_probabilities
+        assert not drops
+        return plan.flex(q, k, v, scale=scale, enable_gqa=k.shape[1] != q.shape[1]), None
     if plan.is_fused and not wants_probabilities and not drops:
         mixed = F.scaled_dot_product_attention(
             q,
