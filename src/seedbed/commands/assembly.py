@@ -15,12 +15,13 @@ from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
-from seedbed.errors import IncompatibleError
+from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.language_model import LanguageModel, build_model
+from seedbed.models.transformer import Layer
 from seedbed.models.trunks import set_recomputing
 from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.objectives.combination import entries_of
@@ -42,6 +43,7 @@ __all__ = [
     "rows_of_window",
     "run_window",
     "samples_of",
+    "share_weights",
     "steps_from_start",
     "validation_of",
 ]
@@ -78,6 +80,7 @@ def assemble(
     recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
 ) -> Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
+    _check_sharding(recipe)
     vocabulary = Vocabulary.of(prepared.tokenizer)
     sections = entries_of(recipe.objective)
     description = (
@@ -152,6 +155,33 @@ def assemble(
     return Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
 
 
+def share_weights(recipe: Recipe, setting: Setting) -> None:
+    """Share weights and optimizer among the workers, where there are several and the recipe says so; once."""
+    if recipe.runtime.sharding == "none" or num_workers() == 1 or setting.state.shards is not None:
+        return
+    from seedbed.training.sharding import shard  # torch takes more than a second to import what it needs
+
+    shard(setting.state, kind=recipe.runtime.sharding, device=setting.device)
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    """Refuse what cannot be had with shared weights, on any number of workers."""
+    kind = recipe.runtime.sharding
+    if kind == "none":
+        return
+    if recipe.training.exact:
+        raise ConfigError(
+            f"training.exact adds up whole gradients in a fixed order; with runtime.sharding={kind} no worker ever holds them.",
+            hint="runtime.sharding=none, or training.exact=false",
+        )
+    if recipe.training.gradient_compression != "none":
+        raise ConfigError(
+            f"training.gradient_compression={recipe.training.gradient_compression} is a hook of DDP, which"
+            f" runtime.sharding={kind} takes the place of.",
+            hint="runtime.sharding=none, or training.gradient_compression=none",
+        )
+
+
 def validation_of(
     recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
 ) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
@@ -196,7 +226,8 @@ def validation_of(
 
     def evaluate() -> dict[str, float]:
         scores = [
-            score(
+            setting.state.run(
+                score,
                 entry.objective,
                 setting.state.learner.modules_by_name(number),
                 stored[number][0],
@@ -209,7 +240,8 @@ def validation_of(
         if setting.old is not None and old_stored is None:  # the same targets
             found |= {f"{OLD}{name}": value for name, value in scores[0].items()}
         if old_stored is not None:
-            old = score(
+            old = setting.state.run(
+                score,
                 setting.entries[0].objective,
                 setting.state.learner.modules_by_name(0),
                 old_stored,
@@ -322,6 +354,7 @@ def run_window(
         perturbation=recipe.regularisation.perturbation(),
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
+        shards=state.shards,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_finite)
@@ -345,6 +378,7 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
             num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
+            fixed_bytes=_fixed_bytes(recipe, setting),
         )
 
     if recipe.training.micro_batch_rows:
@@ -355,19 +389,44 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
     return rows
 
 
+def _fixed_bytes(recipe: Recipe, setting: Setting) -> int:
+    """Return what weights, gradients and two moments take on each worker while it trains."""
+    learner, kind = setting.state.learner, recipe.runtime.sharding
+    whole = sum(p.numel() * p.element_size() for p in learner.parameters())
+    if kind == "none" or num_workers() == 1:
+        return 4 * whole
+    if kind == "shard_grad_op":
+        return 4 * whole // num_workers() + 2 * whole  # and whole weights and gradients in a backward pass
+    layers = {id(p): p for m in learner.modules() if isinstance(m, Layer) for p in m.parameters()}
+    in_layers = sum(p.numel() * p.element_size() for p in layers.values())
+    # Gathered, with their gradients: what is outside layers, the layer at hand, and the weights of the next.
+    return (
+        4 * whole // num_workers()
+        + 2 * (whole - in_layers)
+        + 3 * in_layers // setting.model.config.num_layers
+    )
+
+
 def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:
     """Choose the micro-batch from the memory limit, and the steps from the budget."""
     training = recipe.training
     rows = training.rows_per_step(recipe.data.row_length)
     probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
     feed = feed_of(setting, probe, is_exact=training.exact)
+    share_weights(
+        recipe, setting
+    )  # the memory of a pass is counted with whole weights, its time with shared ones
 
     def step(state: TrainingState, window: int) -> None:
         state.window = 500 + window  # half way: scheduled rates are at their mean
         run_window(setting, state, recipe, feed)
 
     def measure() -> tuple[float, float]:
-        step_seconds = time_steps(step, setting.state)
+        if setting.state.shards is None:
+            step_seconds = time_steps(step, setting.state)
+        else:
+            with setting.state.shards.unchanged(setting.state):
+                step_seconds = time_steps(step, setting.state, copies=False)
         began = time.perf_counter()
         evaluate()
         return step_seconds, agreed(time.perf_counter() - began)

@@ -89,6 +89,7 @@ def fit_micro_batch(
     compute_dtype: torch.dtype,
     group_rows: int = 1,
     num_recomputed_layers: int = 0,
+    fixed_bytes: int | None = None,
 ) -> int:
     """Return the largest divisor of the step's rows whose forward and backward pass fit the memory, 64 at most.
 
@@ -100,6 +101,7 @@ def fit_micro_batch(
         compute_dtype: as in training.
         group_rows: rows that must stay together.
         num_recomputed_layers: layers of a model that runs them again in the backward pass, one at a time; 0: it does not.
+        fixed_bytes: what weights, gradients and optimizer take. None: the learner's weights four times, for two moments.
 
     Raises:
         MemoryLimitError: not even one row (one group) fits.
@@ -112,9 +114,9 @@ def fit_micro_batch(
         saved += saved_bytes(learner, micro, compute_dtype=compute_dtype) // num_recomputed_layers
         set_recomputing(learner, True)
     per_row = saved / few * _SLACK
-    fixed = 4 * sum(
-        p.numel() * p.element_size() for p in learner.parameters()
-    )  # weights, gradients, two moments
+    if fixed_bytes is None:
+        fixed_bytes = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
+    fixed = fixed_bytes
     fitting = int((memory_bytes - fixed) // per_row)
     if fitting < group_rows:
         what = "one row" if group_rows == 1 else f"a group of {group_rows} rows"
@@ -184,10 +186,15 @@ def plan_steps(
 
 
 def time_steps(
-    run: Callable[[Any, int], object], state: Any, *, seconds: float = 4.0, at_least: int = 3
+    run: Callable[[Any, int], object],
+    state: Any,
+    *,
+    seconds: float = 4.0,
+    at_least: int = 3,
+    copies: bool = True,
 ) -> float:
-    """Return the median seconds of a step, run on a deep copy of the state after one step of warm-up."""
-    scratch = copy.deepcopy(state)
+    """Return the median seconds of a step after one step of warm-up, run on a deep copy of the state, or on itself."""
+    scratch = copy.deepcopy(state) if copies else state
     run(scratch, 0)
     times: list[float] = []
     while len(times) < at_least or sum(times) < seconds:

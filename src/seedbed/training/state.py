@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from seedbed.errors import IncompatibleError
+from seedbed.optim.guard import holds_rows
+from seedbed.optim.shards import Shard
 from seedbed.training.averaging import WeightAverage
 from seedbed.training.step import Learner
 
+if TYPE_CHECKING:
+    from seedbed.training.sharding import Shards
+
 __all__ = ["TrainingState", "named_tensors"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -28,6 +35,7 @@ class TrainingState:
         skips_in_a_row: the last of them that followed each other.
         average: a moving average of the weights, or None; evaluated and exported in their place.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
+        shards: what this worker holds of the weights, where workers share them (`sharding.py`).
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
     """
 
@@ -38,6 +46,7 @@ class TrainingState:
     skips_in_a_row: int = 0
     average: WeightAverage | None = None
     wrapped: nn.Module | None = None
+    shards: Shards | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -50,9 +59,42 @@ class TrainingState:
         """Validations so far, (window, loss) each: what a schedule may depend on besides the window."""
         return [(int(w), float(loss)) for w, loss in self.hooks.get("validation", {}).get("history", [])]
 
+    def release(self) -> None:
+        """Let go of the other workers: the state is not trained any more."""
+        if self.shards is not None:
+            self.shards.release()
+
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by name, tied ones once."""
-        return dict(self.learner.parts.named_parameters())
+        """Return the parameters by name, tied ones once; where workers share them, this worker's rows."""
+        return dict(self.learner.parts.named_parameters() if self.shards is None else self.shards.parameters)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights that train, on all workers together."""
+        return (
+            sum(shard.numel for shard in self.shards.layout.values())
+            if self.shards
+            else sum(p.numel() for p in self.learner.parts.parameters())
+        )
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Return what of the modules is saved, by name; of parameters that workers share, this worker's rows."""
+        return dict(named_tensors(self.learner.parts) if self.shards is None else self.shards.named_tensors())
+
+    @property
+    def layout(self) -> Mapping[str, Shard]:
+        """Which rows of parameters this worker holds; empty where it holds all."""
+        return {} if self.shards is None else self.shards.layout
+
+    def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call what runs the learner's modules to evaluate them; weights that workers share are gathered meanwhile.
+
+        All workers must call it with the same arguments.
+        """
+        result: T = self.learner.run(function, *arguments, **options)
+        if self.shards is not None:
+            self.shards.reshard()
+        return result
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's state as `<parameter>/<field>` tensors."""
@@ -63,21 +105,31 @@ class TrainingState:
                 tensors[f"{name}/{key}"] = value
         return tensors
 
-    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Put saved optimizer state back.
+    def optimizer_layout(self) -> dict[str, Shard]:
+        """Return which of these tensors are some rows of a whole one, and which rows."""
+        return {
+            f"{name}/{key}": shard
+            for name, shard in self.layout.items()
+            for key, value in self.optimizer.state.get(self.parameters()[name], {}).items()
+            if holds_rows(self.optimizer, key, value, shard.shape)
+        }
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put saved optimizer state back: whole tensors, of which this worker takes what it holds.
 
         Raises:
             IncompatibleError: a tensor belongs to no parameter.
         """
-        parameters = self.parameters()
+        parameters, layout = self.parameters(), self.layout
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("/")
             if name not in parameters:
                 raise IncompatibleError(
                     f"the checkpoint's optimizer has state for {name!r}, which the model lacks."
                 )
-            device = parameters[name].device
-            self.optimizer.state[parameters[name]][key] = tensor.to(device)
+            if name in layout and holds_rows(self.optimizer, key, tensor, layout[name].shape):
+                tensor = layout[name].own(tensor).clone()  # not a view, which would keep the whole
+            self.optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

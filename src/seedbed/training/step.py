@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ from seedbed.optim.groups import set_groups
 from seedbed.training.exact import ExactSum
 from seedbed.training.parallel import no_sync, sum_over_workers
 
+if TYPE_CHECKING:
+    from seedbed.training.sharding import Shards
+
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,10 @@ class Learner(nn.Module):
         own = {name: self.parts[key] for name, key in self._names[entry].items()}
         return own | self._frozen[entry]
 
+    def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call what runs this learner's modules: where workers share weights, this is how they are gathered for it."""
+        return function(*arguments, **options)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move frozen modules along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -169,6 +179,7 @@ def train_step(
     perturbation: Perturbation | None = None,
     embedding_width: int = 0,
     is_exact: bool = False,
+    shards: Shards | None = None,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -191,6 +202,7 @@ def train_step(
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
+        shards: this worker's share of the weights, where workers share them; `learner` is then the one it was made of.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
@@ -232,7 +244,8 @@ def train_step(
                 if counts[micro.entry, term] > 0
             }
             is_last = index == len(micro_batches) - 1 and number == num_passes - 1
-            with no_sync(learner) if not is_last else torch.enable_grad():
+            waiting = no_sync(learner) if shards is None else shards.no_sync()
+            with waiting if not is_last else torch.enable_grad():
                 with torch.autocast(
                     device_type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
                 ):
@@ -258,11 +271,13 @@ def train_step(
                 sums[place] = sums.get(place, torch.zeros_like(value)) + value
     if exact is not None:
         sums = exact.finish()
+    if shards is not None:
+        shards.take_gradients()
 
     # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients) if shards is None else shards.total_norm(gradients)
     is_finite = torch.isfinite(norm)
     if max_grad_norm > 0:
         torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
