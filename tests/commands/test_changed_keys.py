@@ -19,7 +19,11 @@ from seedbed.errors import ConfigError, SeedbedError
 from seedbed.recipe import Recipe
 from tiny_runs import write_sentences
 
-FREE = {f"training.{key}" for key in FREE_KEYS} | {"runtime.memory_gib", "runtime.activation_checkpointing"}
+FREE = {f"training.{key}" for key in FREE_KEYS} | {
+    "runtime.memory_gib",
+    "runtime.activation_checkpointing",
+    "runtime.sharding",
+}
 """Change no result, so a resume may change them."""
 WARNS = {"runtime.threads", "runtime.precision"}
 """Change rounding at most: a resume goes on, and says so."""

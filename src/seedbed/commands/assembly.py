@@ -161,7 +161,7 @@ def share_weights(recipe: Recipe, setting: Setting) -> None:
         return
     from seedbed.training.sharding import shard  # torch takes more than a second to import what it needs
 
-    shard(setting.state, kind=recipe.runtime.sharding, device=setting.device)
+    shard(setting.state, kind=recipe.runtime.sharding, device=setting.device, model=setting.model)
 
 
 def _check_sharding(recipe: Recipe) -> None:
@@ -179,6 +179,12 @@ def _check_sharding(recipe: Recipe) -> None:
             f"training.gradient_compression={recipe.training.gradient_compression} is a hook of DDP, which"
             f" runtime.sharding={kind} takes the place of.",
             hint="runtime.sharding=none, or training.gradient_compression=none",
+        )
+    if recipe.regularisation.adversarial.name == "smart":
+        raise ConfigError(
+            f"regularisation.adversarial smart differentiates inside its loss; with runtime.sharding={kind} that frees weights"
+            " the rest of the loss still needs.",
+            hint="runtime.sharding=none, or another kind of regularisation.adversarial",
         )
 
 

@@ -42,11 +42,14 @@ class Shards:
         buffers: names of what else is saved; whole on every worker.
     """
 
-    def __init__(self, learner: nn.Module, *, kind: Kind, buffers: list[str]) -> None:
+    def __init__(
+        self, learner: nn.Module, *, kind: Kind, buffers: list[str], readers: list[tuple[nn.Module, str, str]]
+    ) -> None:
         self.learner = learner
         self.kind = kind
         self.buffers = buffers
         self.is_gathered = False
+        self._readers = readers
         self._sharded: dict[str, nn.Parameter] = dict(_parts(learner).named_parameters())
         self.parameters: dict[str, nn.Parameter] = {}
         self.layout: dict[str, Shard] = {}
@@ -57,6 +60,7 @@ class Shards:
             layout = Shard(tuple(parameter.shape), rank=worker(), num_shards=num_workers())
             assert own.shape[0] == layout.rows.stop - layout.rows.start
             self.layout[name] = layout
+        self._tie()
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what is saved: this worker's rows of parameters, and buffers."""
@@ -93,6 +97,7 @@ class Shards:
         for module in _fsdp_modules(self.learner):
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
+        self._tie()
 
     def release(self) -> None:
         """Let go of the process group, whose threads must not outlive it: an error may hold the learner for longer."""
@@ -110,7 +115,7 @@ class Shards:
         settings = [
             {k: v for k, v in group.items() if isinstance(v, float)} for group in state.optimizer.param_groups
         ]
-        average = None if state.average is None else dict(state.average.tensors)
+        average = None if state.average is None else {n: t.clone() for n, t in state.average.tensors.items()}
         counters = state.window, state.num_skipped, state.skips_in_a_row
         try:
             yield
@@ -126,6 +131,12 @@ class Shards:
                 state.average.tensors = average
             state.window, state.num_skipped, state.skips_in_a_row = counters
 
+    def _tie(self) -> None:
+        """Give modules beside the learner, such as a head that nothing trains, the present form of weights they share with it."""
+        for module, leaf, name in self._readers:
+            path, _, own = name.rpartition(".")
+            setattr(module, leaf, getattr(_parts(self.learner).get_submodule(path), own))
+
     @contextmanager
     def _accumulating(self) -> Iterator[None]:
         assert isinstance(self.learner, FSDPModule)
@@ -136,7 +147,9 @@ class Shards:
                 yield
 
 
-def shard(state: TrainingState, *, kind: Kind, device: torch.device) -> Shards:
+def shard(
+    state: TrainingState, *, kind: Kind, device: torch.device, model: nn.Module | None = None
+) -> Shards:
     """Share the learner and the optimizer of a state among the workers, in place.
 
     Args:
@@ -144,12 +157,20 @@ def shard(state: TrainingState, *, kind: Kind, device: torch.device) -> Shards:
         kind: full_shard frees a layer's weights after it ran and gathers them again for its backward pass (ZeRO-3);
             shard_grad_op keeps them in between, and sums up gradients of micro-batches before they are shared (ZeRO-2).
         device: where it trains.
+        model: may have modules beside the learner's that share weights with it.
     """
     learner, optimizer = state.learner, state.optimizer
     whole = dict(learner.parts.named_parameters())
     saved = learner.parts.state_dict(keep_vars=True)
     buffers = [name for name, _ in learner.parts.named_buffers() if name in saved]
     del saved
+    names, trained = {id(p): name for name, p in whole.items()}, set(learner.modules())
+    readers = [
+        (module, leaf, names[id(parameter)])
+        for module in (model or nn.Module()).modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if module not in trained and id(parameter) in names
+    ]
     mesh = init_device_mesh(device.type, (num_workers(),))
     for layer in _layers(learner):
         fully_shard(layer, mesh=mesh, reshard_after_forward=kind == "full_shard")
@@ -159,7 +180,7 @@ def shard(state: TrainingState, *, kind: Kind, device: torch.device) -> Shards:
         module.set_gradient_divide_factor(1.0)  # sums; the division by the global count is done in the loss
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
     register_fsdp_forward_method(learner, "run")
-    shards = Shards(learner, kind=kind, buffers=buffers)
+    shards = Shards(learner, kind=kind, buffers=buffers, readers=readers)
     _shard_optimizer(optimizer, whole, shards)
     if state.average is not None:
         state.average.tensors = {
