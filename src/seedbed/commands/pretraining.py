@@ -53,6 +53,7 @@ from seedbed.runtime import describe_machine, prepare_process
 from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.continued import ForgettingHook, gained_and_forgotten
 from seedbed.training.drift import DriftHook
 from seedbed.training.hooks import (
@@ -175,6 +176,9 @@ def _pretrain(
             start=round(recipe.training.ema_start_fraction * plan.num_windows),
             every=recipe.training.ema_steps,
         )
+
+    if recipe.training.gradient_compression == "powersgd" and num_workers() > 1:
+        setting.state.memory = PowerSGDMemory()
 
     # Resume.
     checkpoints = Checkpoints(
@@ -362,7 +366,8 @@ def _wrapping(state: TrainingState, recipe: Recipe) -> Iterator[None]:
     if recipe.training.exact or num_workers() == 1 or state.shards is not None:
         yield
         return
-    with wrapped(state.learner, compression=recipe.training.gradient_compression) as state.wrapped:
+    compression = recipe.training.gradient_compression
+    with wrapped(state.learner, compression=compression, memory=state.memory) as state.wrapped:
         try:
             yield
         finally:

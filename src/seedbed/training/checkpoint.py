@@ -7,7 +7,8 @@
     pretrain/checkpoints/mean-00000380/   weights only, of the last validations, when their mean is exported
 
 Where workers share the weights, all of them save: each tensor in turn is gathered, and the first worker writes it. The files are
-those of a run with whole weights, and either kind of run goes on from either.
+those of a run with whole weights, and either kind of run goes on from either. What gradients that travelled as products of thin
+matrices left over is saved for each worker (`powersgd-0-of-2.safetensors`), and of no use to another number of workers.
 
 Names carry the window (rows consumed), and the newest sound one is found by name and manifest, never by a file time.
 """
@@ -30,8 +31,8 @@ from torch import Tensor, nn
 from seedbed.artifact import Artifact, Draft, open_verified, publish, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
 from seedbed.optim.shards import Shard
-from seedbed.tensors import TensorFile, open_tensors, save_tensors, stream_order, stream_tensors
-from seedbed.training.parallel import any_worker, worker
+from seedbed.tensors import TensorFile, load_tensors, open_tensors, save_tensors, stream_order, stream_tensors
+from seedbed.training.parallel import any_worker, from_worker, num_workers, worker
 from seedbed.training.state import TrainingState, named_tensors
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Checkpoints:
             save("optimizer.safetensors", state.optimizer_tensors(), state.optimizer_layout())
             if state.average is not None and state.average.tensors:
                 save("average.safetensors", state.average.tensors, state.layout)
+            if state.memory is not None:
+                save.of_each_worker("powersgd", state.memory.saved())
             if save.draft is not None:
                 write_json(
                     save.draft.path / "state.json",
@@ -176,6 +179,8 @@ class Checkpoints:
                 state.average.tensors = {
                     name: _read(file, name, layout).to(parameters[name].device) for name in file.names
                 }
+        if state.memory is not None:
+            _load_memory(state, artifact)
         saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
@@ -209,11 +214,11 @@ class Checkpoints:
     @contextmanager
     def _saving(self, target: Path, state: TrainingState) -> Iterator[_Writer | None]:
         """Yield what saves tensors into `target`; None where there is nothing to do: it is there, or the first worker does it."""
-        if worker() > 0 and state.shards is None:
+        if worker() > 0 and not state.is_of_all_workers:
             yield None
             return
         is_there = worker() == 0 and target.exists()
-        if is_there if state.shards is None else any_worker(is_there):
+        if any_worker(is_there) if state.is_of_all_workers else is_there:
             yield None
             return
         if worker() > 0:
@@ -261,8 +266,9 @@ class _Writer:
     draft: Draft | None
 
     def __call__(self, name: str, tensors: Mapping[str, Tensor], layout: Mapping[str, Shard]) -> None:
-        if not layout and self.draft is not None:
-            save_tensors(tensors, self.draft.path / name)
+        if not layout:
+            if self.draft is not None:
+                save_tensors(tensors, self.draft.path / name)
             return
 
         def whole(key: str) -> Tensor:
@@ -280,6 +286,31 @@ class _Writer:
             return
         for key in stream_order(kinds):
             whole(key)
+
+    def of_each_worker(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write what every worker holds as `<name>-<worker>-of-<workers>`: the same names and shapes on all."""
+        for number in range(num_workers()):
+            own = {key: from_worker(tensor, number) for key, tensor in sorted(tensors.items())}
+            if self.draft is not None:
+                save_tensors(own, self.draft.path / _file_of_worker(name, number))
+
+
+def _file_of_worker(name: str, number: int) -> str:
+    return f"{name}-{number}-of-{num_workers()}.safetensors"
+
+
+def _load_memory(state: TrainingState, artifact: Artifact) -> None:
+    """Give this worker back what it remembered; with another number of workers it begins anew."""
+    assert state.memory is not None
+    name = _file_of_worker("powersgd", worker())
+    saved = load_tensors(artifact.file(name)) if name in artifact.files else {}
+    state.memory.load(saved, device=next(state.learner.parameters()).device)
+    if not saved and worker() == 0:
+        _logger.warning(
+            "%s holds no memory of PowerSGD for %d workers: what they had not sent is lost, and it begins anew",
+            artifact.path,
+            num_workers(),
+        )
 
 
 def _read(file: TensorFile, name: str, layout: Mapping[str, Shard]) -> Tensor:

@@ -13,6 +13,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.optim.guard import holds_rows
 from seedbed.optim.shards import Shard
 from seedbed.training.averaging import WeightAverage
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.step import Learner
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class TrainingState:
         average: a moving average of the weights, or None; evaluated and exported in their place.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
         shards: what this worker holds of the weights, where workers share them (`sharding.py`).
+        memory: what each worker remembers of gradients that were not sent whole (`compression.py`), or None.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
     """
 
@@ -47,12 +49,18 @@ class TrainingState:
     average: WeightAverage | None = None
     wrapped: nn.Module | None = None
     shards: Shards | None = None
+    memory: PowerSGDMemory | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
         """Optimizer updates applied."""
         return self.window - self.num_skipped
+
+    @property
+    def is_of_all_workers(self) -> bool:
+        """Say whether each worker holds something no other has, so that all must take part in saving."""
+        return self.shards is not None or self.memory is not None
 
     @property
     def history(self) -> list[tuple[int, float]]:

@@ -1,8 +1,8 @@
-"""What workers that share weights do, beside workers that hold them whole: run by torchrun, told as JSON by the first worker.
+"""What workers that share weights or compress gradients do, beside plain ones: run by torchrun, told as JSON by the first worker.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/sharded_cases.py FOLDER
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/worker_cases.py FOLDER
 
-One start of two processes serves all cases; test_sharding.py asserts what is found.
+One start of two processes serves all cases; test_two_workers.py asserts what is found.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.optim import OPTIMIZERS
 from seedbed.training.averaging import WeightAverage, evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.hooks import MetricsLog
-from seedbed.training.parallel import any_worker, joined, num_workers, wait_for_all, worker, wrapped
+from seedbed.training.parallel import any_worker, gathered, joined, num_workers, wait_for_all, worker, wrapped
 from seedbed.training.perturbations import PGD
 from seedbed.training.rollback import RollbackHook
 from seedbed.training.sharding import shard
@@ -265,6 +266,43 @@ def the_end() -> dict[str, Any]:
     }
 
 
+def powersgd(folder: Path) -> dict[str, Any]:
+    """Stop and go on, with what was remembered and without; a bad gradient in between leaves that alone."""
+    whole_run, memory = start("gpt2", optim="sgd"), PowerSGDMemory()
+    whole_run.state.memory = memory
+    checkpoints = Checkpoints(folder / "powersgd", inputs={})
+    spoiled = [
+        p for n, p in whole_run.state.parameters().items() if n.endswith("layers.0.attention.qkv.weight")
+    ]
+    with wrapped(whole_run.state.learner, compression="powersgd", memory=memory) as module:
+        for _ in range(4):
+            whole_run.step(module=module)
+        before = memory.saved()
+        handle = spoiled[0].register_hook(lambda gradient: gradient * (float("nan") if worker() else 1.0))
+        result = whole_run.step(module=module)
+        handle.remove()
+        unmoved = same(before, memory.saved())
+        wait_for_all()
+        saved = checkpoints.save(whole_run.state)
+        whole_run.step(module=module)
+        last = whole_run.step(module=module)
+    wait_for_all()
+    found = {"is_finite": bool(result.is_finite), "unmoved": unmoved, "after": bool(last.is_finite)}
+    found["files"] = sorted(path.name for path in saved.iterdir() if path.name.startswith("powersgd"))
+    found["errors_differ"] = not torch.equal(*gathered(before["error"]))
+    for name in ("goes_on", "anew"):
+        again = start("gpt2", optim="sgd")
+        again.state.memory = PowerSGDMemory()
+        checkpoints.load(again.state, checkpoints.newest())
+        if name == "anew":
+            again.state.memory = PowerSGDMemory()
+        with wrapped(again.state.learner, compression="powersgd", memory=again.state.memory) as module:
+            for _ in range(2):
+                again.step(module=module)
+        found[name] = same(whole(again), whole(whole_run))
+    return found
+
+
 def main(folder: Path) -> None:
     """Run all cases."""
     torch.set_num_threads(1)
@@ -282,7 +320,7 @@ def main(folder: Path) -> None:
         found["bfloat16"] = compare(compute_dtype=torch.bfloat16)
         found["passes over disturbed embeddings"] = compare("gpt2", perturbation=PGD(0.5, 0.2, 2))
         found |= {"checkpoints": checkpoints_of_both(folder), "bad gradient": bad_gradient(folder)}
-        found |= {"held": held_bytes(), "end": the_end()}
+        found |= {"held": held_bytes(), "end": the_end(), "powersgd": powersgd(folder)}
         if worker() == 0:
             (folder / "found.json").write_text(json.dumps(found))
         for shards in SHARED:
