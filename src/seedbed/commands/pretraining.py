@@ -299,6 +299,7 @@ def _pretrain(
     else:
         adopt_evaluation_weights(setting.state)
     if setting.state.shards is not None:
+        setting.state.optimizer.state.clear()  # room for whole weights: training is over
         setting.state.shards.gather()
     scores = evaluate()
     if not is_first:

@@ -104,8 +104,8 @@ class Shards:
         for module in _fsdp_modules(self.learner):
             for group in module._get_fsdp_state()._fsdp_param_groups:
                 for info in (group.mesh_info, group.post_forward_mesh_info):
-                    if hasattr(info, "shard_process_group"):
-                        info.shard_process_group = None
+                    if info is not None:
+                        vars(info).pop("shard_process_group", None)
 
     @contextmanager
     def unchanged(self, state: TrainingState) -> Iterator[None]:
@@ -201,7 +201,7 @@ def _shard_optimizer(
         if "rows" in group:
             group["rows"] = {own[p]: sizes for p, sizes in group["rows"].items()}
         group["params"] = [own[p] for p in group["params"]]
-    kept = {}
+    kept: dict[Tensor, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
         layout = shards.layout[names[id(parameter)]]
         kept[own[parameter]] = {
