@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from seedbed.optim.shards import Shard, shards_of
+from seedbed.optim.shards import shards_of
 
 __all__ = ["GuardedOptimizer", "adam_directions", "adam_state", "decay_weights", "holds_rows"]
 
@@ -149,7 +149,7 @@ def _is_at_hand(flag: Tensor) -> bool:
     return flag.device.type == "cpu"
 
 
-def _chunks(parameters: Sequence[Tensor], shards: Mapping[Tensor, Shard]) -> Iterator[list[Tensor]]:
+def _chunks(parameters: Sequence[Tensor], shards: Mapping[Tensor, Any]) -> Iterator[list[Tensor]]:
     """Yield runs of parameters of about `_CHUNK_ELEMENTS` weights: of the whole ones, so that all workers cut alike."""
     chunk: list[Tensor] = []
     size = 0

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,13 @@ from torch import Tensor, nn
 
 from seedbed.artifact import Artifact, Draft, open_verified, publish, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
-from seedbed.optim.shards import Shard
+from seedbed.optim.shards import Shard, Slices
 from seedbed.tensors import TensorFile, load_tensors, open_tensors, save_tensors, stream_order, stream_tensors
 from seedbed.training.parallel import any_worker, from_worker, num_workers, worker
 from seedbed.training.state import TrainingState, named_tensors
 
 if TYPE_CHECKING:
-    from seedbed.training.sharding import Shards
+    from seedbed.training.shards import Shards
 
 __all__ = ["CHECKPOINT_VERSION", "Checkpoints"]
 
@@ -265,7 +266,9 @@ class _Writer:
 
     draft: Draft | None
 
-    def __call__(self, name: str, tensors: Mapping[str, Tensor], layout: Mapping[str, Shard]) -> None:
+    def __call__(
+        self, name: str, tensors: Mapping[str, Tensor], layout: Mapping[str, Shard | Slices]
+    ) -> None:
         if not layout:
             if self.draft is not None:
                 save_tensors(tensors, self.draft.path / name)
@@ -277,7 +280,7 @@ class _Writer:
         kinds = {
             key: (
                 tensor.dtype,
-                (layout[key].shape[0], *tensor.shape[1:]) if key in layout else tuple(tensor.shape),
+                layout[key].whole_shape(tensor) if key in layout else tuple(tensor.shape),
             )
             for key, tensor in tensors.items()
         }
@@ -313,9 +316,9 @@ def _load_memory(state: TrainingState, artifact: Artifact) -> None:
         )
 
 
-def _read(file: TensorFile, name: str, layout: Mapping[str, Shard]) -> Tensor:
+def _read(file: TensorFile, name: str, layout: Mapping[str, Shard | Slices]) -> Tensor:
     """Return a saved tensor, or the rows of it this worker holds."""
-    return file.read(name, layout[name].rows if name in layout else None)
+    return layout[name].read(partial(file.read, name)) if name in layout else file.read(name)
 
 
 def _load_parts(parts: nn.ModuleDict, artifacts: Sequence[Artifact], shards: Shards | None) -> None:

@@ -72,7 +72,8 @@ def fit(
         is_finite = bool(result.is_finite)
         state.num_skipped += not is_finite
         state.skips_in_a_row = 0 if is_finite else state.skips_in_a_row + 1
-        losses = sum_over_workers({key: float(loss) for key, loss in result.losses.items()})
+        copies = 1 if state.shards is None else state.shards.num_copies
+        losses = sum_over_workers({key: float(loss) / copies for key, loss in result.losses.items()})
         record = StepRecord(
             window=window,
             step=window - state.num_skipped,

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from seedbed.errors import IncompatibleError
 from seedbed.optim.guard import holds_rows
-from seedbed.optim.shards import Shard
+from seedbed.optim.shards import Shard, Slices
 from seedbed.training.averaging import WeightAverage
 from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.step import Learner
 
 if TYPE_CHECKING:
-    from seedbed.training.sharding import Shards
+    from seedbed.training.shards import Shards
 
 __all__ = ["TrainingState", "named_tensors"]
 
@@ -36,7 +36,7 @@ class TrainingState:
         skips_in_a_row: the last of them that followed each other.
         average: a moving average of the weights, or None; evaluated and exported in their place.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
-        shards: what this worker holds of the weights, where workers share them (`sharding.py`).
+        shards: what this worker holds of the weights, where workers share them (`shards.py`).
         memory: what each worker remembers of gradients that were not sent whole (`compression.py`), or None.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
     """
@@ -79,10 +79,10 @@ class TrainingState:
     @property
     def num_parameters(self) -> int:
         """Weights that train, on all workers together."""
-        return (
-            sum(shard.numel for shard in self.shards.layout.values())
-            if self.shards
-            else sum(p.numel() for p in self.learner.parts.parameters())
+        layout = self.layout
+        return sum(
+            layout[n].numel if n in layout else parameter.numel()
+            for n, parameter in self.parameters().items()
         )
 
     def model_tensors(self) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ class TrainingState:
         return dict(named_tensors(self.learner.parts) if self.shards is None else self.shards.named_tensors())
 
     @property
-    def layout(self) -> Mapping[str, Shard]:
+    def layout(self) -> Mapping[str, Shard | Slices]:
         """Which rows of parameters this worker holds; empty where it holds all."""
         return {} if self.shards is None else self.shards.layout
 
@@ -113,7 +113,7 @@ class TrainingState:
                 tensors[f"{name}/{key}"] = value
         return tensors
 
-    def optimizer_layout(self) -> dict[str, Shard]:
+    def optimizer_layout(self) -> dict[str, Shard | Slices]:
         """Return which of these tensors are some rows of a whole one, and which rows."""
         return {
             f"{name}/{key}": shard

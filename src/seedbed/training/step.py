@@ -18,7 +18,7 @@ from seedbed.training.exact import ExactSum
 from seedbed.training.parallel import no_sync, sum_over_workers
 
 if TYPE_CHECKING:
-    from seedbed.training.sharding import Shards
+    from seedbed.training.shards import Shards
 
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
 
@@ -209,7 +209,8 @@ def train_step(
     for micro in micro_batches:
         for term, count in objectives[micro.entry].counts(micro.targets).items():
             local[micro.entry, term] += 0.0 if micro.is_filler else count
-    counts = sum_over_workers(local)
+    copies = 1 if shards is None else shards.num_copies
+    counts = {place: total / copies for place, total in sum_over_workers(local).items()}
     weights = [objective.weights(progress) for objective in objectives]
 
     # Accumulate gradients; only the last backward pass of the step talks to the other workers.
