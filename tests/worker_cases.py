@@ -25,21 +25,31 @@ from seedbed.training.averaging import WeightAverage, evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.hooks import MetricsLog
-from seedbed.training.parallel import any_worker, gathered, joined, num_workers, wait_for_all, worker, wrapped
+from seedbed.training.parallel import (
+    any_worker,
+    gathered,
+    joined,
+    sum_over_workers,
+    wait_for_all,
+    worker,
+    wrapped,
+)
 from seedbed.training.perturbations import PGD
 from seedbed.training.rollback import RollbackHook
 from seedbed.training.sharding import shard
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
+from seedbed.training.tensor_parallel import split
 from toys import VOCABULARY, toy_model, toy_reader
 
-ROWS = 4  # of a micro-batch; a worker has two of them a step
+ROWS = 4  # of a micro-batch; there are four of them a step
 MODELS = {
     "llama": {"num_kv_heads": 1},
     "gpt2": {},
     "albert": {},
     "native_decoder": {"num_layers": 3},
 }
+EVEN = {"hidden_size": 40, "num_heads": 4}
 """Of 36 units and 3 heads: layers run twice, parameters of one element, rows that do not divide."""
 
 SHARED: list[Any] = []
@@ -57,7 +67,8 @@ class Run:
 
     def micro_batches(self, number: int) -> list[MicroBatch]:
         """This worker's rows of a step."""
-        starts = [ROWS * (2 * num_workers() * number + 2 * worker() + k) for k in range(2)]
+        count = 4 // self.state.num_data_workers
+        starts = [ROWS * (4 * number + count * self.state.data_worker + k) for k in range(count)]
         return [MicroBatch(*self.objective.make_batch(*self.reader.read(at, ROWS))) for at in starts]
 
     def step(self, *, module: Any = None, rate: float = 0.01, **options: Any) -> StepResult:
@@ -96,14 +107,22 @@ class Run:
 def start(family: str = "llama", *, optim: str = "adamw", sharding: str = "none") -> Run:
     """A new model, and its optimizer."""
     sizes = {"hidden_size": 36, "num_heads": 3, "ffn_size": 50, "hidden_dropout": 0.1}
-    model = toy_model(family, **{**sizes, **MODELS[family]})
+    if family.startswith("even "):
+        family, sizes = family.removeprefix("even "), {**sizes, **EVEN}
+        sizes |= {"num_kv_heads": 2} if family == "llama" else {}
+        model = toy_model(family, **sizes)
+        model.trunk.config = model.config.updated(attention_dropout=0.1)
+    else:
+        model = toy_model(family, **{**sizes, **MODELS[family]})
     config = MaskedLMConfig(mask_rate=0.3) if family == "albert" else CausalLMConfig()
     objective = config.build(VOCABULARY, row_length=17, is_segmented=False)
     learner = Learner([objective], objective.modules(model.trunk, model.head))
     section = OPTIMIZERS[optim](name=optim, weight_decay=0.1)
     state = TrainingState(learner, section.build(learner.parts.named_parameters()))
     state.average = WeightAverage(0.5)
-    if sharding != "none":
+    if sharding == "tensor_parallel":
+        SHARED.append(split(state, size=2, device=torch.device("cpu"), model=model))
+    elif sharding != "none":
         SHARED.append(shard(state, kind=sharding, device=torch.device("cpu"), model=model))
     return Run(state, objective, toy_reader(objective.raw_row_length, num_documents=80), model)
 
@@ -147,9 +166,14 @@ def compare(
     after = [shared.step(**options) for _ in range(2)]
     pairs = list(zip(before, after, strict=True))
     (key,) = before[0].losses
+
+    def loss(run: Run, result: StepResult) -> float:
+        copies = 1 if run.state.shards is None else run.state.shards.num_copies
+        return sum_over_workers({key: float(result.losses[key]) / copies})[key]
+
     ends = whole(plain)
     return {
-        "losses": max(float(abs(a.losses[key] / b.losses[key] - 1)) for a, b in pairs),
+        "losses": max(abs(loss(plain, a) / loss(shared, b) - 1) for a, b in pairs),
         "norms": max(float(abs(a.gradient_norm / b.gradient_norm - 1)) for a, b in pairs),
         "tensors": largest(ends, whole(shared)),
         "moved": max(float((ends[n] - began[n]).abs().max()) for n in began if n in ends),
@@ -160,18 +184,21 @@ def compare(
 def checkpoints_of_both(folder: Path) -> dict[str, Any]:
     """Save from shared weights, load into whole ones, save those; and the other way round."""
     found = {}
-    for optim in ("normuon", "adafactor", "schedule_free_adamw"):
-        shared = start("native_decoder", optim=optim, sharding="full_shard")
+    cases = [
+        ("native_decoder", optim, "full_shard") for optim in ("normuon", "adafactor", "schedule_free_adamw")
+    ]
+    for family, optim, sharding in [*cases, ("even llama", "lion", "tensor_parallel")]:
+        shared = start(family, optim=optim, sharding=sharding)
         for _ in range(2):
             shared.step()
         saved = Checkpoints(folder / f"{optim}-shared", inputs={}).save(shared.state)
         wait_for_all()
-        plain = start("native_decoder", optim=optim)
+        plain = start(family, optim=optim)
         Checkpoints(saved.parent, inputs={}).load(plain.state, Checkpoints(saved.parent, inputs={}).newest())
         again = Checkpoints(folder / f"{optim}-plain", inputs={}).save(plain.state)
         wait_for_all()
         files = ["model.safetensors", "optimizer.safetensors", "average.safetensors"]
-        back = start("native_decoder", optim=optim, sharding="full_shard")
+        back = start(family, optim=optim, sharding=sharding)
         Checkpoints(again.parent, inputs={}).load(back.state, Checkpoints(again.parent, inputs={}).newest())
         is_same = same(whole(back), whole(shared))
         results = [run.step() for run in (shared, back)]  # what is loaded goes on as what was saved
@@ -235,9 +262,9 @@ def held_bytes() -> dict[str, float]:
     return found
 
 
-def the_end() -> dict[str, Any]:
+def the_end(family: str, sharding: str) -> dict[str, Any]:
     """Evaluate averaged weights, put the trained ones back, probe, gather: the first worker then runs the model alone."""
-    run = start("gpt2", sharding="shard_grad_op")
+    run = start(family, sharding=sharding)
     for _ in range(2):
         run.step()
     before = whole(run)
@@ -247,7 +274,7 @@ def the_end() -> dict[str, Any]:
     with run.state.shards.unchanged(run.state):
         run.step()
     is_same = same(whole(run), before)
-    plain = start("gpt2")
+    plain = start(family)
     with torch.no_grad():
         for name, parameter in plain.state.parameters().items():
             parameter.copy_(before[name])
@@ -316,11 +343,15 @@ def main(folder: Path) -> None:
         for family in ("gpt2", "albert", "native_decoder"):
             for sharding in kinds:
                 found[f"{family} {sharding}"] = compare(family, sharding=sharding)
+        for family in ("gpt2", "llama"):
+            found[f"tensor parallel {family}"] = compare(f"even {family}", sharding="tensor_parallel")
         found["recomputed layers"] = compare(recomputes=True)
         found["bfloat16"] = compare(compute_dtype=torch.bfloat16)
         found["passes over disturbed embeddings"] = compare("gpt2", perturbation=PGD(0.5, 0.2, 2))
         found |= {"checkpoints": checkpoints_of_both(folder), "bad gradient": bad_gradient(folder)}
-        found |= {"held": held_bytes(), "end": the_end(), "powersgd": powersgd(folder)}
+        found |= {"held": held_bytes(), "powersgd": powersgd(folder)}
+        found["end"] = the_end("gpt2", "shard_grad_op")
+        found["end of tensor parallel"] = the_end("even gpt2", "tensor_parallel")
         if worker() == 0:
             (folder / "found.json").write_text(json.dumps(found))
         for shards in SHARED:

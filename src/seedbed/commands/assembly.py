@@ -19,6 +19,7 @@ from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
 from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import fold, key_from
+from seedbed.models.config import TransformerConfig
 from seedbed.models.folder import settle_form
 from seedbed.models.language_model import LanguageModel, build_model
 from seedbed.models.transformer import Layer
@@ -31,7 +32,7 @@ from seedbed.runtime import prepare_process
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
-from seedbed.training.parallel import agreed, num_workers, worker
+from seedbed.training.parallel import agreed, num_workers
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -88,6 +89,7 @@ def assemble(
         if start is None
         else start.model.config
     )
+    _check_tensor_parallel(recipe, description)
     vocabulary = _replaced(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
     objectives = [
         section.objective.build(
@@ -157,11 +159,58 @@ def assemble(
 
 def share_weights(recipe: Recipe, setting: Setting) -> None:
     """Share weights and optimizer among the workers, where there are several and the recipe says so; once."""
-    if recipe.runtime.sharding == "none" or num_workers() == 1 or setting.state.shards is not None:
+    runtime, state = recipe.runtime, setting.state
+    if num_workers() == 1 or state.shards is not None:
         return
-    from seedbed.training.sharding import shard  # torch takes more than a second to import what it needs
+    # torch takes more than a second to import what these need.
+    if runtime.sharding != "none":
+        from seedbed.training.sharding import shard
 
-    shard(setting.state, kind=recipe.runtime.sharding, device=setting.device, model=setting.model)
+        shard(state, kind=runtime.sharding, device=setting.device, model=setting.model)
+    if runtime.tensor_parallel > 1:
+        from seedbed.training.tensor_parallel import split
+
+        split(state, size=runtime.tensor_parallel, device=setting.device, model=setting.model)
+
+
+def _check_tensor_parallel(recipe: Recipe, description: TransformerConfig) -> None:
+    """Refuse what cannot be had where workers share each layer, on any number of workers."""
+    size = recipe.runtime.tensor_parallel
+    if size == 1:
+        return
+    off = "runtime.tensor_parallel=1"
+    if num_workers() > 1 and num_workers() % size:
+        raise ConfigError(
+            f"runtime.tensor_parallel={size} needs a multiple of so many workers; there are {num_workers()}.",
+            hint=f"torchrun --nproc-per-node {size}, or another number",
+        )
+    others = {
+        "runtime.sharding": recipe.runtime.sharding != "none",
+        "training.exact": recipe.training.exact,
+        "training.gradient_compression": recipe.training.gradient_compression != "none",
+        "objective distillation, which looks at single heads": recipe.objective.name == "distillation",
+        f"optim {recipe.optim.name}, which looks at whole matrices": recipe.optim.name
+        in ("lamb", "adafactor", "muon", "normuon"),
+    }
+    if found := [name for name, is_on in others.items() if is_on]:
+        raise ConfigError(
+            f"runtime.tensor_parallel={size} does not go together with {', '.join(found)}.",
+            hint=f"{off}, or change that",
+        )
+    odd = (
+        description.inner_norm or description.attention_gate or description.positions in ("alibi", "relative")
+    )
+    if description.family not in ("gpt2", "llama") or odd:
+        raise IncompatibleError(
+            f"runtime.tensor_parallel cuts the layers of gpt2 and llama models; this one is {description.family}.",
+            hint=f"{off}; runtime.sharding=full_shard shares any model",
+        )
+    sizes = {name: getattr(description, name) for name in ("num_heads", "num_kv_heads", "ffn_size")}
+    if wrong := [f"{name} {number}" for name, number in sizes.items() if number % size]:
+        raise IncompatibleError(
+            f"runtime.tensor_parallel={size} does not divide {', '.join(wrong)} of the model.",
+            hint=f"{off}, or sizes that it divides",
+        )
 
 
 def _check_sharding(recipe: Recipe) -> None:
@@ -308,8 +357,8 @@ def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False, of_all: boo
         rows_per_step=plan.rows_per_step,
         num_windows=plan.num_windows,
         micro_batch_rows=plan.micro_batch_rows,
-        worker=0 if of_all else worker(),
-        num_workers=1 if of_all else num_workers(),
+        worker=0 if of_all else setting.state.data_worker,
+        num_workers=1 if of_all else setting.state.num_data_workers,
         is_exact=is_exact,
     )
 
@@ -418,10 +467,9 @@ def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> 
     training = recipe.training
     rows = training.rows_per_step(recipe.data.row_length)
     probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
+    # The memory of a pass was counted with whole weights; its time is measured with shared ones.
+    share_weights(recipe, setting)
     feed = feed_of(setting, probe, is_exact=training.exact)
-    share_weights(
-        recipe, setting
-    )  # the memory of a pass is counted with whole weights, its time with shared ones
 
     def step(state: TrainingState, window: int) -> None:
         state.window = 500 + window  # half way: scheduled rates are at their mean

@@ -270,7 +270,12 @@ def _pretrain(
         if is_first:
             RowRecord.cut(folder, setting.state.window)
         wait_for_all()
-        record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
+        if (
+            worker() % (num_workers() // setting.state.num_data_workers) == 0
+        ):  # of those that read the same rows, one
+            record = RowRecord(
+                folder, worker=setting.state.data_worker, num_workers=setting.state.num_data_workers
+            ).add
     with _signals() as received, console.bars(), _wrapping(setting.state, recipe):
         outcome = fit(
             setting.state,

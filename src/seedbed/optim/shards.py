@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import DeviceMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Shard", "Slices", "shards_of", "sum_over_shards"]
 
@@ -95,7 +97,7 @@ class Slices:
 
     def part(self, whole: Tensor, rank: int) -> Tensor:
         """Return a worker's slices of a whole tensor, one after the other."""
-        stretches = whole.split(self.stretches, self.dim)
+        stretches = torch.split(whole, list(self.stretches), self.dim)
         return torch.cat([each.chunk(self.mesh.size(), self.dim)[rank] for each in stretches], self.dim)
 
     def own(self, whole: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class Slices:
         parts = [torch.empty_like(own) for _ in range(self.mesh.size())]
         dist.all_gather(parts, own, group=self.mesh.get_group())
         sizes = [length // self.mesh.size() for length in self.stretches]
-        pieces = [part.split(sizes, self.dim) for part in parts]
+        pieces = [torch.split(part, sizes, self.dim) for part in parts]
         return torch.cat([piece[k] for k in range(len(sizes)) for piece in pieces], self.dim)
 
     def whole_shape(self, own: Tensor) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from seedbed.optim.guard import holds_rows
 from seedbed.optim.shards import Shard, Slices
 from seedbed.training.averaging import WeightAverage
 from seedbed.training.compression import PowerSGDMemory
+from seedbed.training.parallel import num_workers, worker
 from seedbed.training.step import Learner
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ class TrainingState:
     def step(self) -> int:
         """Optimizer updates applied."""
         return self.window - self.num_skipped
+
+    @property
+    def data_worker(self) -> int:
+        """Which of the workers that read different rows this one is."""
+        return worker() if self.shards is None else self.shards.data_worker
+
+    @property
+    def num_data_workers(self) -> int:
+        """Workers that read different rows."""
+        return num_workers() if self.shards is None else self.shards.num_data_workers
 
     @property
     def is_of_all_workers(self) -> bool:
