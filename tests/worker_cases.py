@@ -289,6 +289,7 @@ def the_end(family: str, sharding: str) -> dict[str, Any]:
         "unchanged": is_same,
         "alone": abs(alone / expected - 1) if worker() == 0 else 0.0,
         "given": all(torch.equal(given[n], before[n]) for n in given if n in before),
+        "tied": run.model.head.weight is run.model.trunk.embedding.token.weight,
         "num_parameters": run.state.num_parameters == plain.state.num_parameters,
     }
 

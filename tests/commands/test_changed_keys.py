@@ -30,6 +30,7 @@ WARNS = {"runtime.threads", "runtime.precision"}
 ELSEWHERE = {
     "run": "another folder is another run",
     "runtime.device": "there is one here",
+    "runtime.tensor_parallel": "needs a model it cuts (test_workers.py)",
     "start": "all of it needs a start, whose digest is a key (test_start.py)",
     "training.budget_minutes": "one budget is given: training.budget_steps",
     "training.budget_tokens": "the same",

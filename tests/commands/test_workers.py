@@ -162,13 +162,15 @@ def test_going_on_with_another_number_of_workers(corpus, tmp_path):
 
 
 def test_shared_weights_go_on_whole_and_the_other_way_round(corpus, tmp_path):
-    """Five steps on two workers that share weights, three on one worker, four shared again: one run, its log and its model."""
-    whole = recipe_in(tmp_path / "whole", corpus, ema_decay=0.5)
-    assert main(["pretrain", str(whole), "--json"]) == 0
-    recipe = recipe_in(tmp_path / "cut", corpus, ema_decay=0.5)
-    train(recipe, "--stop-after", "5", "runtime.sharding=full_shard", workers=2)
-    assert main(["pretrain", str(recipe), "--stop-after", "8", "--json"]) == 0
-    train(recipe, "runtime.sharding=shard_grad_op", workers=2)
+    """Five steps on two workers that share weights, three on one, four on two that share layers: one run, its log, its model."""
+    training = {"objective": {"name": "causal_lm"}, "ema_decay": 0.5}
+    llama = ["model.name=llama", "model.num_kv_heads=2"]
+    whole = recipe_in(tmp_path / "whole", corpus, **training)
+    assert main(["pretrain", str(whole), *llama, "--json"]) == 0
+    recipe = recipe_in(tmp_path / "cut", corpus, **training)
+    train(recipe, *llama, "--stop-after", "5", "runtime.sharding=full_shard", workers=2)
+    assert main(["pretrain", str(recipe), *llama, "--stop-after", "8", "--json"]) == 0
+    train(recipe, *llama, "runtime.tensor_parallel=2", workers=2)
     one, cut = whole.parent / "run", recipe.parent / "run"
     assert RowRecord.read(one / "pretrain") == RowRecord.read(cut / "pretrain")
     assert [line["window"] for line in log(cut)] == [line["window"] for line in log(one)]

@@ -80,7 +80,9 @@ def test_evaluation_probe_and_the_end(found, case):
     end = found[case]
     assert end["trained"] < 1e-6
     assert end["alone"] < 1e-6
-    assert all(end[name] is True for name in ("averaged_differs", "unchanged", "given", "num_parameters"))
+    assert all(
+        end[name] is True for name in ("averaged_differs", "unchanged", "given", "tied", "num_parameters")
+    )
 
 
 def test_a_run_goes_on_with_what_was_remembered(found):

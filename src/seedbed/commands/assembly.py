@@ -188,7 +188,9 @@ def _check_tensor_parallel(recipe: Recipe, description: TransformerConfig) -> No
         "runtime.sharding": recipe.runtime.sharding != "none",
         "training.exact": recipe.training.exact,
         "training.gradient_compression": recipe.training.gradient_compression != "none",
-        "objective distillation, which looks at single heads": recipe.objective.name == "distillation",
+        "objective distillation, which looks at single heads": any(
+            section.objective.name == "distillation" for section in entries_of(recipe.objective)
+        ),
         f"optim {recipe.optim.name}, which looks at whole matrices": recipe.optim.name
         in ("lamb", "adafactor", "muon", "normuon"),
     }

@@ -67,6 +67,8 @@ class TensorParallelShards(Shards):
         """Hold all weights whole on every worker from now on: training is over, and the modules run on each alone."""
         self.is_gathered = True
         for name, parameter in self.parameters.items():
+            if parameter is self._sharded[name]:
+                continue  # whole as it is, and maybe tied
             path, _, leaf = name.rpartition(".")
             whole = parameter.detach()
             if name in self.layout:
