@@ -17,7 +17,7 @@ from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
-from seedbed.evaluation.intrinsic import EvaluationSet, score
+from seedbed.evaluation.intrinsic import EvaluationSet, Spread, score
 from seedbed.hashing import fold, key_from
 from seedbed.models.config import TransformerConfig
 from seedbed.models.folder import settle_form
@@ -32,7 +32,7 @@ from seedbed.runtime import prepare_process
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
-from seedbed.training.parallel import agreed, num_workers
+from seedbed.training.parallel import agreed, num_workers, sum_over_workers
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -290,6 +290,7 @@ def validation_of(
                 stored[number][0],
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
+                spread=_spread(setting.state, recipe),
             )
             for number, entry in enumerate(setting.entries)
         ]
@@ -304,6 +305,7 @@ def validation_of(
                 old_stored,
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
+                spread=_spread(setting.state, recipe),
             )
             found |= {f"{OLD}{name}": value for name, value in old.items()}
         return found
@@ -311,6 +313,18 @@ def validation_of(
     return evaluate, together(
         [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
     )
+
+
+def _spread(state: TrainingState, recipe: Recipe) -> Spread | None:
+    """Return how workers share the batches of a validation; None: each scores all, so that their number changes no bit."""
+    if state.num_data_workers == 1 or recipe.training.exact:
+        return None
+
+    def add(sums: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+        copies = num_workers() // state.num_data_workers
+        return {key: value / copies for key, value in sum_over_workers(sums).items()}
+
+    return Spread(state.data_worker, state.num_data_workers, add)
 
 
 def _old_validation(
