@@ -99,6 +99,18 @@ class RuntimeConfig(Config):
         description="Keep the input of each layer only and compute the rest again in the backward pass: memory of about one layer"
         " instead of all, for about a third more time. For long rows and deep models.",
     )
+    sharding: Literal["none", "full_shard", "shard_grad_op"] = Field(
+        "none",
+        description="What several workers share instead of each holding it whole. full_shard: weights, gradients and optimizer, a"
+        " layer's weights being gathered while it runs (ZeRO-3). shard_grad_op: the same, but gathered weights are kept until the"
+        " backward pass is over, and micro-batches sum up whole gradients first: faster, more memory (ZeRO-2).",
+    )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="Workers that share each layer of a gpt2 or llama model, by heads, and read the same rows (Megatron-LM). For"
+        " workers with fast connections; 1: none.",
+    )
     memory_gib: float = Field(
         0.0,
         ge=0.0,

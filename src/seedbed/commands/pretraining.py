@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from seedbed.commands.assembly import (
     rows_of_window,
     run_window,
     samples_of,
+    share_weights,
     validation_of,
 )
 from seedbed.commands.console import Console
@@ -53,6 +54,7 @@ from seedbed.training.ahead import made_ahead
 from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.continued import ForgettingHook, gained_and_forgotten
 from seedbed.training.drift import DriftHook
 from seedbed.training.hooks import (
@@ -102,6 +104,20 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM asked to stop; the step was finished and saved.
         NumericError: three non-finite gradients in a row.
     """
+    with ExitStack() as stack:
+        return _pretrain(recipe, prepared, console, stack, replace=replace, stop_after=stop_after)
+
+
+def _pretrain(
+    recipe: Recipe,
+    prepared: Prepared,
+    console: Console,
+    stack: ExitStack,
+    *,
+    replace: bool,
+    stop_after: int,
+) -> dict[str, Any]:
+    """Do it; what must be let go of afterwards is put on the stack."""
     console.heading("pretrain")
     runtime = recipe.runtime
     if recipe.training.exact and not runtime.threads:
@@ -131,6 +147,9 @@ def pretrain(
     setting = assemble(recipe, prepared, start, old)
     with first_worker_first():
         evaluate, baselines = validation_of(recipe, prepared, setting, replace=replace and is_first)
+    stack.callback(setting.state.release)
+    samples_path = folder / "samples.json"
+    before = samples_of(setting, prepared) if is_first and not samples_path.exists() else None
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is not None:
@@ -149,6 +168,7 @@ def pretrain(
             if start is not None:
                 write_json(folder / "start.json", start.report)
             (prepared.run / "recipe.yaml").write_text(resolved_recipe(recipe, resolved), encoding="utf-8")
+    share_weights(recipe, setting)
     describe_run(console, setting, recipe, plan, baselines)
 
     if recipe.training.ema_decay:
@@ -158,7 +178,10 @@ def pretrain(
             every=recipe.training.ema_steps,
         )
 
-    # Resume, or take samples of the untrained model.
+    if recipe.training.gradient_compression == "powersgd" and num_workers() > 1:
+        setting.state.memory = PowerSGDMemory()
+
+    # Resume.
     checkpoints = Checkpoints(
         folder / "checkpoints", inputs=inputs, keep_weights=recipe.training.keep_weights
     )
@@ -173,9 +196,8 @@ def pretrain(
         console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
     elif is_first:
         checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
-    samples_path = folder / "samples.json"
-    if is_first and not samples_path.exists():
-        write_json(samples_path, {"before": samples_of(setting, prepared)})
+    if before is not None:
+        write_json(samples_path, {"before": before})
 
     # Train.
     began = time.monotonic()
@@ -227,7 +249,8 @@ def pretrain(
         max_rollbacks=recipe.training.max_rollbacks,
         rows_of=lambda window: rows_of_window(setting, plan, window),
     )
-    hooks.append(DriftHook())  # before anything is saved
+    if setting.state.shards is None:  # else no two workers hold the same
+        hooks.append(DriftHook())  # before anything is saved
     if recipe.training.max_rollbacks:
         if newest is None:
             rollback.act(setting.state)
@@ -248,7 +271,12 @@ def pretrain(
         if is_first:
             RowRecord.cut(folder, setting.state.window)
         wait_for_all()
-        record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
+        if (
+            worker() % (num_workers() // setting.state.num_data_workers) == 0
+        ):  # of those that read the same rows, one
+            record = RowRecord(
+                folder, worker=setting.state.data_worker, num_workers=setting.state.num_data_workers
+            ).add
     with (
         _signals() as received,
         console.bars(),
@@ -274,11 +302,16 @@ def pretrain(
     train_seconds = trained()["train_seconds"]
     memory = setting.state.hooks.get("validation", {})
     if recipe.training.average_checkpoints:
-        checkpoints.load_mean(setting.state.learner.parts)
+        checkpoints.load_mean(setting.state.learner.parts, shards=setting.state.shards)
     elif keeps_best and memory.get("best_window") not in (None, outcome.window):
-        checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
+        checkpoints.load_best(
+            setting.state.learner.parts, window=memory["best_window"], shards=setting.state.shards
+        )
     else:
         adopt_evaluation_weights(setting.state)
+    if setting.state.shards is not None:
+        setting.state.optimizer.state.clear()  # room for whole weights: training is over
+        setting.state.shards.gather()
     scores = evaluate()
     if not is_first:
         wait_for_all()
@@ -290,7 +323,7 @@ def pretrain(
         "objective": recipe.objective.name,
         "next": _next_command(setting, recipe),
         "family": recipe.model.name if start is None else start.report["family"],
-        "parameters": sum(p.numel() for p in setting.state.parameters().values()),
+        "parameters": setting.state.num_parameters,
         "valid_loss": scores["loss"],
         "valid": scores,
         "baselines": baselines,
@@ -341,11 +374,12 @@ def pretrain(
 
 @contextmanager
 def _wrapping(state: TrainingState, recipe: Recipe) -> Iterator[None]:
-    """Let steps go through DDP while the block runs, unless gradients are summed exactly."""
-    if recipe.training.exact or num_workers() == 1:
+    """Let steps go through DDP while the block runs, unless gradients are summed exactly, or weights are shared."""
+    if recipe.training.exact or num_workers() == 1 or state.shards is not None:
         yield
         return
-    with wrapped(state.learner, compression=recipe.training.gradient_compression) as state.wrapped:
+    compression = recipe.training.gradient_compression
+    with wrapped(state.learner, compression=compression, memory=state.memory) as state.wrapped:
         try:
             yield
         finally:

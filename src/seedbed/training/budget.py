@@ -94,6 +94,7 @@ def fit_micro_batch(
     group_rows: int = 1,
     num_recomputed_layers: int = 0,
     max_rows: int = _MAX_MICRO_BATCH_ROWS,
+    fixed_bytes: int | None = None,
 ) -> int:
     """Return the largest divisor of the step's rows whose forward and backward pass fit the memory.
 
@@ -106,6 +107,7 @@ def fit_micro_batch(
         group_rows: rows that must stay together.
         num_recomputed_layers: layers of a model that runs them again in the backward pass, one at a time; 0: it does not.
         max_rows: the answer at most.
+        fixed_bytes: what weights, gradients and optimizer take. None: the learner's weights four times, for two moments.
 
     Raises:
         MemoryLimitError: not even one row (one group) fits.
@@ -121,9 +123,9 @@ def fit_micro_batch(
             set_recomputing(learner, True)
         return saved
 
-    fixed = 4 * sum(
-        p.numel() * p.element_size() for p in learner.parameters()
-    )  # weights, gradients, two moments
+    if fixed_bytes is None:
+        fixed_bytes = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
+    fixed: float = fixed_bytes
     limits = {head: head.logits_bytes for head in learner.modules() if isinstance(head, LMHead)}
     if any(limits.values()):
         # A loss by portions keeps a gradient of the matrix, however many rows there are, and for a while a portion of logits.
@@ -205,10 +207,15 @@ def plan_steps(
 
 
 def time_steps(
-    run: Callable[[Any, int], object], state: Any, *, seconds: float = 4.0, at_least: int = 3
+    run: Callable[[Any, int], object],
+    state: Any,
+    *,
+    seconds: float = 4.0,
+    at_least: int = 3,
+    copies: bool = True,
 ) -> float:
-    """Return the median seconds of a step, run on a deep copy of the state after one step of warm-up."""
-    scratch = copy.deepcopy(state)
+    """Return the median seconds of a step after one step of warm-up, run on a deep copy of the state, or on itself."""
+    scratch = copy.deepcopy(state) if copies else state
     run(scratch, 0)
     times: list[float] = []
     while len(times) < at_least or sum(times) < seconds:

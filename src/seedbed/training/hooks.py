@@ -197,11 +197,11 @@ class ValidationHook(Hook):
         value = self.better_when_lower(scores)
         if self.is_allowed(scores) and (memory["best"] is None or value < memory["best"]):
             memory.update(best=value, best_window=state.window, num_worse=0)
-            if self.keeps_best and self.checkpoints is not None and worker() == 0:
+            if self.keeps_best and self.checkpoints is not None:
                 self.checkpoints.save_best(state)
         else:
             memory["num_worse"] += 1
-        if self.num_averaged and self.checkpoints is not None and worker() == 0:
+        if self.num_averaged and self.checkpoints is not None:
             self.checkpoints.save_for_mean(state, keep=self.num_averaged)
         memory["last_window"] = state.window
         memory.setdefault("history", []).append([state.window, value])
@@ -243,8 +243,7 @@ class CheckpointHook(Hook):
     def act(self, state: TrainingState) -> None:
         """Save, with the log on the disk first."""
         self.log.flush()
-        if worker() == 0:
-            self.checkpoints.save(state, extra=self.extra())
+        self.checkpoints.save(state, extra=self.extra())
         self._saved_at = time.monotonic()
 
     def finish(self, state: TrainingState) -> None:

@@ -75,7 +75,8 @@ def fit(
         unread = None
         numbers = late.read()
         is_finite = numbers.is_finite
-        losses = sum_over_workers(numbers.losses)
+        copies = 1 if state.shards is None else state.shards.num_copies
+        losses = sum_over_workers({key: loss / copies for key, loss in numbers.losses.items()})
         state.num_skipped += not is_finite
         if is_finite:
             state.skips_in_a_row = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ from seedbed.training.exact import ExactSum
 from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import no_sync, sum_over_workers
 
+if TYPE_CHECKING:
+    from seedbed.training.shards import Shards
+
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,10 @@ class Learner(nn.Module):
         own = {name: self.parts[key] for name, key in self._names[entry].items()}
         return own | self._frozen[entry]
 
+    def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call what runs this learner's modules: where workers share weights, this is how they are gathered for it."""
+        return function(*arguments, **options)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move frozen modules along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -186,6 +196,7 @@ def train_step(
     embedding_width: int = 0,
     is_exact: bool = False,
     loss_scale: LossScale | None = None,
+    shards: Shards | None = None,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -209,6 +220,7 @@ def train_step(
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
         loss_scale: of float16, updated by the step.
+        shards: this worker's share of the weights, where workers share them; `learner` is then the one it was made of.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
@@ -216,7 +228,8 @@ def train_step(
         own = objectives[micro.entry].counts(micro.targets) if micro.counts is None else micro.counts
         for term, count in own.items():
             local[micro.entry, term] += 0.0 if micro.is_filler else count
-    counts = sum_over_workers(local)
+    copies = 1 if shards is None else shards.num_copies
+    counts = {place: total / copies for place, total in sum_over_workers(local).items()}
     weights = [objective.weights(progress) for objective in objectives]
 
     # Accumulate gradients; only the last backward pass of the step talks to the other workers.
@@ -252,7 +265,8 @@ def train_step(
                 if counts[micro.entry, term] > 0
             }
             is_last = index == len(micro_batches) - 1 and number == num_passes - 1
-            with no_sync(learner) if not is_last else torch.enable_grad():
+            waiting = no_sync(learner) if shards is None else shards.no_sync()
+            with waiting if not is_last else torch.enable_grad():
                 with autocast(device_type, compute_dtype):
                     loss, terms = learner(micro, scales, key, delta)
                 if factor is not None:
@@ -280,11 +294,13 @@ def train_step(
                 sums[place] = sums.get(place, torch.zeros_like(value)) + value
     if exact is not None:
         sums = exact.finish()
+    if shards is not None:
+        shards.take_gradients()
 
     # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients) if shards is None else shards.total_norm(gradients)
     is_finite = torch.isfinite(norm)
     shrink = None
     if factor is not None:

@@ -79,6 +79,9 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
+        self.first_head = (
+            0  # where workers share the heads, the number of heads is this worker's, and they begin here
+        )
         self.scale = config.attention_scale or config.head_dim**-0.5
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
@@ -110,6 +113,8 @@ class Attention(nn.Module):
         Captured queries and keys are as they meet in the product: normed and rotated, not scaled. Captured values are mixed.
         """
         heads, groups = self.num_heads, self.num_kv_heads
+        if dropout is not None and self.first_head:
+            dropout = replace(dropout, first_head=self.first_head)
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2G, K)
         qk, v = torch.split(qkv, [heads + groups, groups], dim=2)
         if self.norm_eps is not None:
