@@ -109,8 +109,7 @@ def test_the_loss_of_a_portion_compiles_once_for_any_number_of_rows(limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputes", [False, True])
-@pytest.mark.parametrize("name", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize(("name", "recomputes"), [("masked_lm", False), ("causal_lm", True)])
 def test_the_real_backend_gives_the_same(name, recomputes):
     """Dropout included, which is a hash: compiled code multiplies integers that overflow, and must wrap like eager code."""
     config, family = (MaskedLMConfig(), "bert") if name == "masked_lm" else (CausalLMConfig(), "gpt2")

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch._dynamo
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -79,6 +80,8 @@ class FromLists(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def _known_to_autocast(monkeypatch):
     """Autocast knows of real devices only."""
+    # The compiler looks torch's functions up by identity, once: let it, before they are replaced, for the tests after these.
+    torch._dynamo.trace_rules.lookup(torch.is_autocast_enabled)
     asked, real = torch.is_autocast_enabled, torch.autocast
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and asked(kind))
     monkeypatch.setattr(

@@ -4,6 +4,8 @@ Uncompiled it computes all pairs, forward and backward, in the same order of arg
 torch refuses the backward pass on a CPU for the compiled kernel's sake; the test lifts that.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import flex_attention as flex_module
@@ -11,7 +13,7 @@ from torch.nn.attention import flex_attention as flex_module
 from seedbed.batch import Batch
 from seedbed.models import transformer
 from seedbed.models.layers.block_mask import takes_flex
-from seedbed.models.trunks import use_flex
+from seedbed.models.trunks import compile_stacks, use_flex
 from toys import toy_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -128,3 +130,35 @@ def test_a_query_stream_and_captured_probabilities_keep_their_mask(on_a_cpu):
     hidden = trunk(batch, capture=["attention.0"])
     assert hidden.captured["attention.0"].shape == (3, 2, 40, 40)
     assert on_a_cpu == [False]
+
+
+def test_it_melts_into_a_compiled_step(monkeypatch):
+    """One graph, without a break, that serves other documents unchanged; traced to the backward pass, not written as code."""
+    monkeypatch.setattr(transformer, "takes_flex", lambda **situation: True)
+    monkeypatch.setattr(transformer, "_BMM_MAX_LENGTH", 0)
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *tensors: None)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    kind = {"is_segmented": True, "has_padding": False, "causal": True}
+    plain = trunk_of("llama", with_flex=False, num_layers=1)
+    sparse = trunk_of("llama", with_flex=False, num_layers=1)
+    use_flex(sparse)
+    compile_stacks(sparse, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shift in range(3):
+            batch = batch_of(**kind)
+            batch = replace(batch, segment_ids=batch.segment_ids.roll(shift, 0))
+            answers = []
+            for trunk in (plain, sparse):
+                trunk.zero_grad()
+                last = trunk(batch).last
+                last.square().sum().backward()
+                answers.append((last.detach(), [p.grad.clone() for p in trunk.parameters()]))
+            (last, gradients), (other, own) = answers
+            assert torch.allclose(other, last, atol=1e-5)
+            assert all(
+                torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(own, gradients, strict=True)
+            )
+    assert dict(torch._dynamo.utils.counters["frames"]) == {"total": 1, "ok": 1}
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
