@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
-from seedbed.tokenizer.chinese import HAN, IS_HAN
+from seedbed.tokenizer.chinese import HAN
 from seedbed.tokenizer.han_pairs import HanPairs, byte_alphabet, han_pairs
 
 __all__ = ["Cuts", "find_cuts"]
@@ -32,6 +32,9 @@ _WORD, _DIGIT, _PUNCTUATION, _APOSTROPHE, _BLANK = 1, 2, 3, 4, 5
 _WIDE: Final = 6
 """Punctuation beyond ASCII."""
 _HAN: Final = 8
+_OLD_HAN: Final = ((0x3400, 0x4DB5), (0x4E00, 0x9FA5), (0xF900, 0xFA2D), (0x20000, 0x2A6D6))
+"""Han characters of Unicode 3.1. The younger ones are among the others: `tokenizers` does not set all of them apart (U+2B820
+to U+2B91F are missing), nor are they letters to all versions of its regular expressions."""
 _OTHER: Final = 10
 """Everything else: never cut from its neighbours, unless those stand alone whatever is beside them."""
 _NUM_CLASSES: Final = 12
@@ -137,10 +140,8 @@ def _bpe_cuts(model: dict[str, Any], before: Any, cutter: Any) -> Cuts | str:
             return False
         if _DROPPED in (left, right):
             return True
-        if is_apart and (left == _HAN) != (right == _HAN):
-            return True
-        if is_apart and left == right == _HAN:
-            return False
+        if is_apart and _HAN in (left, right):
+            return left != right and _OTHER not in (left, right)  # a young Han character would be of the run
         left, right = same.get(left, left), same.get(right, right)
         if right == _BLANK:
             return left in known or left == _APOSTROPHE
@@ -169,7 +170,8 @@ def _ascii_classes() -> UInt8s:
 def _character_classes(ascii_classes: UInt8s) -> UInt8s:
     table = np.full(0x110000, _OTHER, np.uint8)
     table[:128] = ascii_classes[:128]
-    table[IS_HAN] = _HAN
+    for first, last in _OLD_HAN:
+        table[first : last + 1] = _HAN
     # General punctuation, CJK punctuation and full-width forms: old blocks, on whose categories all agree.
     for code in (*range(0x2010, 0x2028), *range(0x2030, 0x205F), *range(0x3001, 0x3020), *range(0xFF01, 0xFF66)):
         if unicodedata.category(chr(code)).startswith("P"):
