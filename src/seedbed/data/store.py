@@ -72,7 +72,8 @@ def build_store(
 
     Args:
         config: the `tokens` section.
-        corpus, tokenizer_artifact: artifacts of the stages before.
+        corpus: artifact of the stage `corpus`.
+        tokenizer_artifact: artifact of the stage `tokenizer`.
         run: the run folder.
         replace: build anew where a stage made differently stands.
         lookup: look words up where that gives the tokenizer's ids, see `TextEncoder`; else encode all by the tokenizer.

@@ -60,4 +60,5 @@ def han_boundaries(text: str) -> npt.NDArray[np.int64]:
     words = rjieba.cut(joined.astype("<u4").tobytes().decode("utf-32-le"))
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     # Words cover what is kept without gaps, and each newline is a word: the end of a run.
-    return kept[np.cumsum(lengths) - lengths]
+    boundaries: npt.NDArray[np.int64] = kept[np.cumsum(lengths) - lengths]
+    return boundaries

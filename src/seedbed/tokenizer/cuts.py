@@ -151,9 +151,7 @@ def _bpe_cuts(model: dict[str, Any], before: Any, cutter: Any) -> Cuts | str:
     for kind in (_WORD, _DIGIT, _PUNCTUATION, _APOSTROPHE, _WIDE, _WIDE + 1, _HAN, _HAN + 1):
         is_plain[kind] = True
     pairs = han_pairs(model["vocab"], alphabet)
-    return Cuts(
-        ascii_classes, _character_classes(ascii_classes), _rule(is_cut), "\n", is_plain, pairs
-    )
+    return Cuts(ascii_classes, _character_classes(ascii_classes), _rule(is_cut), "\n", is_plain, pairs)
 
 
 def _ascii_classes() -> UInt8s:
@@ -173,7 +171,12 @@ def _character_classes(ascii_classes: UInt8s) -> UInt8s:
     for first, last in _OLD_HAN:
         table[first : last + 1] = _HAN
     # General punctuation, CJK punctuation and full-width forms: old blocks, on whose categories all agree.
-    for code in (*range(0x2010, 0x2028), *range(0x2030, 0x205F), *range(0x3001, 0x3020), *range(0xFF01, 0xFF66)):
+    for code in (
+        *range(0x2010, 0x2028),
+        *range(0x2030, 0x205F),
+        *range(0x3001, 0x3020),
+        *range(0xFF01, 0xFF66),
+    ):
         if unicodedata.category(chr(code)).startswith("P"):
             table[code] = _WIDE
     return table

@@ -6,7 +6,6 @@ tokenizer or text, a comparison at the start, or one of those made all along, fi
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ __all__ = ["LookupDiffersError", "TextEncoder"]
 _COMPARED_CHARACTERS: Final = 2048
 """Of each batch, half a million characters in the store: about 4 in 1,000, and a twentieth of the time."""
 _COMPARED_AT_FIRST: Final = 1 << 16
+_PROBED_TOKENS: Final = 2000
 
 _PROBES: Final = (
     "Hello, world!  don't you'll WE'RE 'tis rock'n'roll 's 'x ' '' '",
@@ -70,7 +70,7 @@ class TextEncoder:
         if isinstance(cuts, str):
             return cuts
         encoder = LookupEncoder(self._tokenizer.plain_backend, cuts)
-        probes = _probes(cuts)
+        probes = _probes(cuts, self._tokenizer)
         if (at := self._difference(encoder, probes)) is not None:
             return f"looking words up differs from it on {probes[at][:80]!r}"
         self._lookup = encoder
@@ -95,7 +95,9 @@ class TextEncoder:
         sample = _sample(texts, budget)
         self.num_compared += sum(map(len, sample))
         if (at := self._difference(self._lookup, sample)) is not None:
-            raise LookupDiffersError(f"looking words up gave other tokens than the tokenizer for {sample[at][:200]!r}")
+            raise LookupDiffersError(
+                f"looking words up gave other tokens than the tokenizer for {sample[at][:200]!r}"
+            )
         return tokens
 
     def _difference(self, encoder: LookupEncoder, texts: Sequence[str]) -> int | None:
@@ -128,9 +130,12 @@ def _sample(texts: Sequence[str], budget: int) -> list[str]:
     return sample
 
 
-def _probes(cuts: Cuts) -> list[str]:
-    """Return texts that hold every character the rules know, but only some Han characters, in all company that matters."""
+def _probes(cuts: Cuts, tokenizer: Tokenizer) -> list[str]:
+    """Return texts that hold every character the rules know (of Han characters some) in company, and tokens of the vocabulary."""
     codes = np.flatnonzero((cuts.characters != cuts.other) & (cuts.characters != cuts.han)).tolist()
     codes += np.flatnonzero(cuts.characters == cuts.han)[::101].tolist()
-    around = [chr(c) for c in codes if unicodedata.category(chr(c)) != "Cs"]
-    return [*_PROBES, *(f"a{c}b 1{c}2 {c} {c}{c}中{c}文,{c}'{c}s é{c}é" for c in around)]
+    company = [f"a{c}b 1{c}2 {c} {c}{c}中{c}文,{c}'{c}s é{c}é" for c in map(chr, codes)]
+    ids = range(0, tokenizer.vocab_size, -(-tokenizer.vocab_size // _PROBED_TOKENS))
+    tokens = [tokenizer.decode([i], skip_special=False) for i in ids]
+    groups = [tokens[i : i + 64] for i in range(0, len(tokens), 64)]
+    return [*_PROBES, *company, *map("".join, groups), *map(" ".join, groups)]

@@ -30,12 +30,11 @@ class HanPairs:
     joins: npt.NDArray[np.uint8]
     width: int
 
-    def may_join(
-        self, left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]
-    ) -> npt.NDArray[np.bool_]:
+    def may_join(self, left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Say for pairs of code points whether some token may hold both."""
-        at = self.left[left] * np.int64(self.width) + self.right[right]
-        return (self.joins[at >> 3] >> (at & 7).astype(np.uint8) & 1).astype(bool)
+        at = self.left[left].astype(np.int64) * self.width + self.right[right]
+        bits = self.joins[at >> 3] >> (at & 7).astype(np.uint8) & 1
+        return np.asarray(bits, np.bool_)
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -70,15 +69,16 @@ def han_pairs(vocab: dict[str, int], alphabet: dict[str, int]) -> HanPairs:
                 joins_right.update(_beginning_with(right))
     lefts = sorted({a for a, _ in pairs} | joins_left)
     rights = sorted({b for _, b in pairs} | joins_right)
-    left, right = np.zeros(0x110000, np.int32), np.zeros(0x110000, np.int32)
-    left[lefts] = np.arange(1, len(lefts) + 1)
-    right[rights] = np.arange(1, len(rights) + 1)
+    numbers_left, numbers_right = np.zeros(0x110000, np.int32), np.zeros(0x110000, np.int32)
+    numbers_left[lefts] = np.arange(1, len(lefts) + 1)
+    numbers_right[rights] = np.arange(1, len(rights) + 1)
     table = np.zeros((len(lefts) + 1, len(rights) + 1), np.bool_)
     for a, b in pairs:
-        table[left[a], right[b]] = True
-    table[left[sorted(joins_left)]] = True
-    table[:, right[sorted(joins_right)]] = True
-    return HanPairs(left, right, np.packbits(table.ravel(), bitorder="little"), table.shape[1])
+        table[numbers_left[a], numbers_right[b]] = True
+    table[numbers_left[sorted(joins_left)]] = True
+    table[:, numbers_right[sorted(joins_right)]] = True
+    joins = np.packbits(table.ravel(), bitorder="little")
+    return HanPairs(numbers_left, numbers_right, joins, table.shape[1])
 
 
 def _borders(data: bytes) -> Iterator[tuple[bytes, bytes]]:

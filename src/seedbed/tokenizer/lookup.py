@@ -164,7 +164,7 @@ class _Table:
         if not len(self._keys[1].values):
             return np.full(keys.shape[1], -1, np.int32)
         slots = _hashes(keys) & (len(all_slots) - 1)
-        entries = all_slots[slots]
+        entries: Int32s = all_slots[slots]
         known = self._keys[0].values, self._keys[1].values  # read after the slots: holds all that those name
         is_other = (known[0][entries] != keys[0]) | (known[1][entries] != keys[1])
         pending = np.flatnonzero(is_other & (entries >= 0))
@@ -278,7 +278,8 @@ def _hashes(keys: UInt64s) -> Int64s:
     mixed ^= keys[1] * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed >>= np.uint64(34)
-    return mixed.view(np.int64)
+    hashes: Int64s = mixed.view(np.int64)
+    return hashes
 
 
 def _masks() -> UInt64s:

@@ -92,7 +92,9 @@ def cut_texts(texts: Sequence[str], cuts: Cuts) -> Parts:
         flags = np.zeros(len(buffer), np.bool_)
         flags[inner] = True
         is_inner = flags[starts]
-    return Parts(data, starts, ends, is_inner, bounds, np.searchsorted(starts, bounds), classes, len(wide) > 0)
+    return Parts(
+        data, starts, ends, is_inner, bounds, np.searchsorted(starts, bounds), classes, len(wide) > 0
+    )
 
 
 def _classify(buffer: UInt8s, wide: Int64s, classes: UInt8s, cuts: Cuts) -> Int64s:

@@ -72,13 +72,13 @@ class Spans:
         """Place the tokens in all texts; `texts` are those that were encoded."""
         # Characters of all texts get one numbering, with a newline between texts.
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        base = np.repeat(np.cumsum(lengths + 1) - lengths - 1, self.counts)
+        base: Int64s = np.repeat(np.cumsum(lengths + 1) - lengths - 1, self.counts)
         starts = self.starts + base
         begins = np.ones(len(base), bool)
         begins[1:] = (self.pretokens[1:] != self.pretokens[:-1]) | (base[1:] != base[:-1])
         codes = np.frombuffer("\n".join(texts).encode("utf-32-le"), "<u4")
         on_han = IS_HAN[codes[np.minimum(starts, len(codes) - 1)]]
-        return SpanTokens(self.ids, self.counts, begins, on_han, self.ends + base, base)
+        return SpanTokens(self.ids, self.counts, begins, on_han, base + self.ends.astype(np.int64), base)
 
 
 @dataclass(frozen=True, slots=True)

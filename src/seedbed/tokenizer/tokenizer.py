@@ -22,8 +22,8 @@ from tokenizers import models, processors
 from seedbed.artifact import digest_of, write_json
 from seedbed.errors import IncompatibleError
 from seedbed.tokenizer.load import read_tokenizer
-from seedbed.tokenizer.special import ROLES, Role, find_roles
 from seedbed.tokenizer.spans import Spans
+from seedbed.tokenizer.special import ROLES, Role, find_roles
 
 __all__ = ["Kind", "Spans", "Tokenizer"]
 
