@@ -3,8 +3,8 @@
     python benchmarks/tokenize_speed.py TEXT... [--megabytes 20] [--rounds 5] [--json]
 
 Sides take turns, round by round; printed are medians in MB of UTF-8 text a second, and the median over the rounds of each
-side's rate divided by that of a warm `encode_batch` in the same round. All get the same batches of lines, about half a million
-characters each, and the cores of the machine. Ids are compared with those of `tokenizers` on all of the text first.
+side's rate divided by that of a warm `encode_batch` in the same round. All get the same batches of lines, about a quarter of
+a million characters each, and the cores of the machine. Ids are compared with those of `tokenizers` on all of the text first.
 
     ours         ids and where pre-tokens begin, as the stage `tokens` makes them: by two threads, comparisons included
     marks        the same, and marks for words (rjieba's in Chinese) and sentences
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-BATCH_CHARACTERS = 1 << 19
+BATCH_CHARACTERS = 1 << 18
 Batches = list[list[str]]
 Encode = Callable[[list[str]], Any]
 

@@ -120,6 +120,34 @@ def test_odd_texts(tokenizer: Tokenizer, encoder: LookupEncoder) -> None:
     assert len(encoder.encode([]).ids) == 0
 
 
+def test_parts_are_learned_as_if_alone(learn: Learn) -> None:
+    """Also with tokens that would join a part to the newline between those that are encoded together."""
+    parts = json.loads(learn("bpe").backend.to_str())
+    for pair in (["Ċ", "Ġ"], ["Ġ", "Ċ"], ["Ċ", "Ċ"], ["Ċ", "Ġa"], ["Ċ", "a"]):
+        parts["model"]["vocab"].setdefault(pair[1], len(parts["model"]["vocab"]))
+        parts["model"]["vocab"]["".join(pair)] = len(parts["model"]["vocab"])
+        parts["model"]["merges"].append(pair)
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(parts)))
+    texts = [
+        "b",
+        "x  y",
+        "c 中",
+        "d\n",
+        "\n a",
+        "e  ",
+        " a",
+        "a",
+        "  a",
+        "'s",
+        " ",
+        "\u00a0a",
+        "f\u00a0 g",
+        "b a",
+    ]
+    for order in (texts, texts[::-1], [text for text in texts for _ in range(2)]):
+        assert_same(tokenizer, make(tokenizer).encode(order), order)
+
+
 def test_the_table_is_bounded_and_begun_anew(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "_MAX_PARTS", 300)
     draw = random.Random(0)

@@ -31,7 +31,9 @@ DOCUMENT_RECORD: Final = np.dtype(
     [("start", "<i8"), ("num_bytes", "<i8"), ("line", "<i8"), ("source", "<i4")]
 )
 LINE_RECORD: Final = np.dtype([("start", "<i8"), ("line", "<i8")])
-_BATCH_CHARACTERS = 1 << 19  # encoded at a time; about 40 times this in bytes is held meanwhile
+_BATCH_CHARACTERS = (
+    1 << 18
+)  # encoded at a time; about 100 times this in bytes is held by each thread meanwhile
 
 
 class TokensConfig(Config):

@@ -3,7 +3,7 @@
 A tokenizer that looks at one pre-token at a time (WordPiece, BPE) needs no neighbours beyond it, so a text may be cut wherever
 a pre-token surely begins, and inside a run of Han characters where no token of a BPE vocabulary could join the two sides. The
 rules know the characters that make up nearly all text in English and Chinese; next to any other character they do not cut,
-and what is not cut is only slower. Cutting and looking up live in `parts.py`.
+and what is not cut is only slower. Cutting itself lives in `parts.py`, looking up in `lookup.py`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class Cuts:
     """Hold the rules of one tokenizer.
 
     Attributes:
-        bytes: (256,) class of each ASCII byte; `other` + 1 for all bytes beyond.
+        bytes: (256,) class of each ASCII byte, and `other + 1` for all bytes beyond.
         characters: (0x110000,) class of each code point.
         rule: (256,) for classes a and b side by side, at `a << 4 | b`: bit 1, a part begins at b; bit 2, one ends behind a.
         joiner: stands between parts that are encoded together, without changing them.
         is_plain: (16,) bool: parts that begin and end with such a class may be encoded together.
         pairs: BPE: inside runs of Han characters, which pairs must not be cut.
+        dropped, han, blank, other: classes that others need to know.
     """
 
     bytes: UInt8s

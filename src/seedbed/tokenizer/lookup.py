@@ -82,7 +82,7 @@ class LookupEncoder:
     def encode(self, texts: Sequence[str]) -> LookupTokens:
         """Return the tokens of several texts.
 
-        Takes about 60 times the size of the texts in memory while it runs; give it about half a megabyte at a time.
+        Takes about 60 times the size of the texts in memory while it runs; give it some hundred thousand characters at a time.
         """
         if self._table.is_full:
             self._table = _Table(self._backend, self._cuts)
@@ -152,8 +152,7 @@ class _Table:
         entries[long] = [self._long.get(name, -1) for name in names]
         missing = np.flatnonzero(entries < 0)
         if len(missing):
-            with self._lock:
-                self._learn(parts, missing[self._find(keys[:, missing]) < 0], keys)
+            self._learn(parts, missing, keys)
             entries[missing] = self._find(keys[:, missing])
             entries[long] = [self._long[name] for name in names]
         return entries
@@ -178,30 +177,32 @@ class _Table:
         return entries
 
     def _learn(self, parts: Parts, missing: Int64s, keys: UInt64s) -> None:
-        """Encode the parts that are missing, each once, and add them."""
+        """Encode the parts that are missing, each once, and add them.
+
+        Two threads may add the same part, since neither waits while the other encodes; that costs a little room.
+        """
         found: dict[bytes, int] = {}
         for name, part in zip(parts.names(missing), missing.tolist(), strict=True):
-            if name not in self._long:
-                found.setdefault(name, part)
-        if not found:
-            return
-        texts = [name.decode("utf-8") for name in found]
-        part = np.fromiter(found.values(), np.int64, len(found))
-        entries = len(self.counts.values) + np.arange(len(found))
-        of_token, ids, flags, ends = self._encode(texts, parts.are_plain(part, self._cuts))
-        counts = np.bincount(of_token, minlength=len(found))
-        self.ids.extend(ids)
-        self.flags.extend(flags)
-        self.ends.extend(entries[of_token] << 32 | ends)
-        self.offsets.extend(len(self.ids.values) - len(ids) + np.cumsum(counts) - counts)
-        self.counts.extend(counts)
-        for column, words in zip(self._keys, keys, strict=True):
-            column.extend(words[part])
-        self._num_bytes += sum(map(len, found))
-        is_long = (parts.ends - parts.starts)[part] > _KEY_BYTES
+            found.setdefault(name, part)
         names = list(found)
-        self._long.update((names[i], int(entries[i])) for i in np.flatnonzero(is_long).tolist())
-        self._insert(entries[~is_long])
+        places = np.fromiter(found.values(), np.int64, len(found))
+        of_token, ids, flags, ends = self._encode(
+            [name.decode("utf-8") for name in names], parts.are_plain(places, self._cuts)
+        )
+        counts = np.bincount(of_token, minlength=len(names))
+        is_long = (parts.ends - parts.starts)[places] > _KEY_BYTES
+        with self._lock:
+            entries = len(self.counts.values) + np.arange(len(names))
+            self.ids.extend(ids)
+            self.flags.extend(flags)
+            self.ends.extend(entries[of_token] << 32 | ends)
+            self.offsets.extend(len(self.ids.values) - len(ids) + np.cumsum(counts) - counts)
+            self.counts.extend(counts)
+            for column, words in zip(self._keys, keys, strict=True):
+                column.extend(words[places])
+            self._num_bytes += sum(map(len, names))
+            self._long.update((names[i], int(entries[i])) for i in np.flatnonzero(is_long).tolist())
+            self._insert(entries[~is_long])
 
     def _insert(self, entries: Int64s) -> None:
         """Make entries found by their keys."""
