@@ -225,7 +225,7 @@ def compare_ids(
         try:
             encoders[name] = make()
         except Exception as error:  # of whatever kind the other library raises
-            print(f"{name} cannot use this tokenizer: {error}", file=sys.stderr)
+            print(f"{name} refuses this tokenizer: {str(error).splitlines()[0]}", file=sys.stderr)
             same[name] = False
     for batch in batches:
         expected = np.concatenate([np.array(ids, np.int64) for ids in tokenizer.encode_batch(batch)])
@@ -276,7 +276,7 @@ def show(report: dict[str, Any]) -> None:
             f"  {name:18} {rate:8.1f} MB/s  {report['ratio_to_encode_batch_warm'][name]:6.2f} x encode_batch warm"
         )
     differing = [name for name, same in report["same_ids"].items() if not same]
-    print(f"  ids differ, so not timed: {', '.join(differing) or 'none'}")
+    print(f"  refuses this tokenizer, or gives other ids, so not timed: {', '.join(differing) or 'none'}")
     if report["stage_ratio"]:
         print(f"  the whole stage: {report['stage_ratio']:.2f} x the one that encodes every word")
 

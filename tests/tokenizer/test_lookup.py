@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -165,11 +166,18 @@ def test_the_table_is_bounded_and_begun_anew(tokenizer: Tokenizer, monkeypatch: 
     assert len(encoder._table._long) < 5
 
 
-def test_threads_share_a_table(tokenizer: Tokenizer) -> None:
+def test_threads_share_a_table(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = lookup._Column.extend
+
+    def slow(self: lookup._Column, values: np.ndarray) -> None:
+        original(self, values)
+        time.sleep(0.0002)  # another thread takes over wherever it may
+
+    monkeypatch.setattr(lookup._Column, "extend", slow)
     draw = random.Random(1)
     batches = [
         ["".join(draw.choices([*FRAGMENTS[:40], " ", "the ", "中国"], k=60)) for _ in range(10)]
-        for _ in range(40)
+        for _ in range(16)
     ]
     encoder = make(tokenizer)
     with ThreadPoolExecutor(4) as threads:
