@@ -137,13 +137,13 @@ def slow_marks(tokenizer: Tokenizer, texts: list[str], *, segment_chinese: bool)
 )  # a sentence that begins where no token is left does not begin in the next piece
 def test_marks_equal_the_definition(tokenizer: Tokenizer, texts: list[str], segment_chinese: bool) -> None:
     spans = tokenizer.encode_spans(texts)
-    marks = mark_tokens(texts, spans, special_ids=[5], segment_chinese=segment_chinese)
+    marks = mark_tokens(texts, spans.tokens(texts), special_ids=[5], segment_chinese=segment_chinese)
     assert marks.tolist() == slow_marks(tokenizer, texts, segment_chinese=segment_chinese)
 
 
 def words_of(tokenizer: Tokenizer, text: str, *, segment_chinese: bool = True) -> list[str]:
     spans = tokenizer.encode_spans([text])
-    marks = mark_tokens([text], spans, special_ids=[], segment_chinese=segment_chinese)
+    marks = mark_tokens([text], spans.tokens([text]), special_ids=[], segment_chinese=segment_chinese)
     starts = [i for i, mark in enumerate(marks) if mark & WORD]
     ids = spans.ids.tolist()
     return [tokenizer.decode(ids[a:b]).strip() for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]

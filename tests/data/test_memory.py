@@ -9,6 +9,7 @@ from seedbed.data.memory import TextTokens
 from seedbed.data.store import TokensConfig, _SplitWriter
 from seedbed.data.views import WindowView
 from seedbed.document import Document
+from seedbed.tokenizer.encoder import TextEncoder
 from seedbed.tokenizer.learn import learn_bpe, learn_wordpiece
 from seedbed.tokenizer.special import special_tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_ids_and_marks_are_those_of_the_store(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with _SplitWriter(tmp_path, "test", tokenizer, TokensConfig()) as writer:
+    with _SplitWriter(tmp_path, "test", tokenizer, TextEncoder(tokenizer), TokensConfig()) as writer:
         for text in TEXTS:
             writer.add(Document(text, "x.txt", tuple(range(1, text.count("\n") + 2))))
     ids = np.fromfile(tmp_path / "test-00000.ids.bin", "<u2")

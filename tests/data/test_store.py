@@ -28,6 +28,7 @@ from seedbed.data.store import (
 from seedbed.document import Document
 from seedbed.errors import IncompatibleError, IntegrityError
 from seedbed.tokenizer.learn import ALGORITHMS
+from seedbed.tokenizer.lookup import LookupEncoder
 from seedbed.tokenizer.special import special_tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
 
@@ -98,6 +99,7 @@ def build(
     tokenizer: Tokenizer,
     documents: list[Document],
     validation: list[Document] | None = None,
+    lookup: bool = True,
     **config: object,
 ) -> Artifact:
     """Build a store without a corpus stage."""
@@ -116,6 +118,7 @@ def build(
             open_verified(folder / "c"),
             save(tokenizer, folder / "t"),
             folder,
+            lookup=lookup,
         )
 
 
@@ -237,6 +240,70 @@ def test_bytes_do_not_depend_on_batches_threads_or_place(
     monkeypatch.setattr(writer_module, "_BATCH_CHARACTERS", 7)
     second = build(tmp_path / "b", tokenizer, make_documents())
     assert first.digest == second.digest
+
+
+SPECIAL_TEXT = Document("[SEP]x[MASK] [CLS]中国[UNK]\n[unused0]</s> ##ing 北京's [PAD", "special.txt", (3, 9))
+
+
+def test_bytes_are_the_same_with_and_without_looking_up(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = [
+        *make_documents(60),
+        SPECIAL_TEXT,
+        Document(" \u200b\n", "empty.txt", (1, 2)),
+        *make_documents(9, seed=5),
+    ]
+    with_lookup = build(tmp_path / "a", tokenizer, documents)
+    without = build(tmp_path / "b", tokenizer, documents, lookup=False)
+    assert with_lookup.digest == without.digest
+    assert without.counts["encoder"] == {"name": "tokenizer", "reason": "as asked for"}
+    if tokenizer.algorithm == "unigram":
+        assert with_lookup.counts["encoder"] == {"name": "tokenizer", "reason": "its kind is Unigram"}
+    else:
+        assert with_lookup.counts["encoder"]["name"] == "lookup"
+        assert with_lookup.counts["encoder"]["compared_characters"] > 1000
+
+
+@pytest.mark.parametrize("words", ["segmenter", "pretokens"])
+@pytest.mark.parametrize("algorithm", ["wordpiece", "bpe"])
+def test_bytes_are_the_same_for_small_batches_and_either_source_of_words(
+    algorithm: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH_CHARACTERS", 50)
+    tokenizer = learn(algorithm)
+    documents = [*make_documents(30, seed=2), SPECIAL_TEXT]
+    digests = {
+        build(tmp_path / str(lookup), tokenizer, documents, lookup=lookup, words=words).digest
+        for lookup in (True, False)
+    }
+    assert len(digests) == 1
+
+
+def test_a_difference_found_on_the_way_is_told_and_all_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer_module, "_BATCH_CHARACTERS", 500)
+    tokenizer, documents = learn("wordpiece"), make_documents(60)
+    right = build(tmp_path / "right", tokenizer, documents, lookup=False, shard_tokens=64)
+    original = LookupEncoder.encode
+    wrong = tokenizer.token_id("said")
+    calls = 0
+
+    def failing(self: LookupEncoder, texts: list[str]) -> object:
+        nonlocal calls
+        calls += 1
+        tokens = original(self, texts)
+        if calls > 8:
+            tokens.ids[tokens.ids == wrong] = 7
+        return tokens
+
+    monkeypatch.setattr(LookupEncoder, "encode", failing)
+    with caplog.at_level("WARNING"):
+        found = build(tmp_path / "found", tokenizer, documents, shard_tokens=64)
+    assert calls > 9, "some batches were written before"
+    assert found.digest == right.digest
+    assert found.counts["encoder"]["name"] == "tokenizer"
+    assert "other tokens than the tokenizer" in found.counts["encoder"]["reason"]
+    assert "encoded anew" in caplog.text
 
 
 def test_documents_are_written_as_they_come_not_at_the_end(

@@ -97,12 +97,21 @@ def _describe_extension(report: dict[str, Any], console: Console) -> None:
 def tokens_stage(
     recipe: Recipe, corpus: Artifact, tokenizer: Artifact, console: Console, *, replace: bool = False
 ) -> Artifact:
-    """Write the token store."""
+    """Write the token store and say how its texts were encoded."""
     console.heading("tokens")
     with console.bars():
-        return build_store(
+        artifact = build_store(
             recipe.tokens, corpus, tokenizer, recipe.run_folder(), replace=replace, progress=console.progress
         )
+    encoder = artifact.counts.get("encoder")  # not in stores of earlier versions
+    if encoder and encoder["name"] == "lookup":
+        compared = encoder["compared_characters"]
+        console.note(
+            f"words were looked up; on {compared:,} characters compared, the tokenizer gave the same tokens"
+        )
+    elif encoder:
+        console.note(f"words were not looked up, the tokenizer encoded all: {encoder['reason']}")
+    return artifact
 
 
 def prepare(recipe: Recipe, console: Console, *, strict: bool = False, replace: bool = False) -> Prepared:

@@ -150,7 +150,7 @@ def _encode_pieces(
             spans = tokenizer.encode_spans(batch)
             ids.append(spans.ids)
             starts.append(spans.starts)
-            marks.append(mark_tokens(batch, spans, special_ids=special, segment_chinese=True))
+            marks.append(mark_tokens(batch, spans.tokens(batch), special_ids=special, segment_chinese=True))
             counts.append(spans.counts)
             batch, size = [], 0
     return np.concatenate(ids), np.concatenate(starts), np.concatenate(marks), np.concatenate(counts)

@@ -14,6 +14,7 @@ How documents are encoded and written lives in `writer.py`, where marks come fro
 from __future__ import annotations
 
 import json
+import logging
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from seedbed.data.writer import SplitWriter as _SplitWriter
 from seedbed.document import SPLITS
 from seedbed.errors import IncompatibleError
 from seedbed.progress import Progress, silent
+from seedbed.tokenizer.encoder import LookupDiffersError, TextEncoder
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
 STAGE = "tokens"
 VERSION = 1
 
+_logger = logging.getLogger(__name__)
 _COUNT_CHUNK: Final = 1 << 24
 
 
@@ -60,11 +63,21 @@ def build_store(
     run: Path,
     *,
     replace: bool = False,
+    lookup: bool = True,
     progress: Progress = silent,
 ) -> Artifact:
     """Build the stage `tokens`, or return it when it is up to date.
 
-    The same corpus, tokenizer and config give the same bytes, whatever the number of threads.
+    The same corpus, tokenizer and config give the same bytes, whatever the number of threads and with either encoder.
+
+    Args:
+        config: the `tokens` section.
+        corpus: artifact of the stage `corpus`.
+        tokenizer_artifact: artifact of the stage `tokenizer`.
+        run: the run folder.
+        replace: build anew where a stage made differently stands.
+        lookup: look words up where that gives the tokenizer's ids, see `TextEncoder`; else encode all by the tokenizer.
+        progress: told the bytes of text encoded.
 
     Raises:
         IncompatibleError: the run holds a store made differently and `replace` is false, or the tokenizer has no
@@ -78,14 +91,16 @@ def build_store(
         return done
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     with publish_stage(run, STAGE, version=VERSION, config=plain, inputs=inputs) as draft:
-        splits: dict[str, dict[str, int]] = {}
-        for split in SPLITS:
-            total = corpus.counts.get("splits", {}).get(split, {}).get("bytes")
-            with _SplitWriter(draft.path, split, tokenizer, config) as writer:
-                for document in iter_documents(corpus, split):
-                    writer.add(document)
-                    progress(f"tokens, {split}", done=writer.counts["bytes"], total=total, unit="bytes")
-            splits[split] = writer.counts
+        encoder = TextEncoder(tokenizer, lookup=lookup)
+        try:
+            splits = _write_splits(draft.path, corpus, tokenizer, encoder, config, progress)
+        except LookupDiffersError as error:
+            # What was written before may be wrong too: all is written again.
+            _logger.warning("tokens: %s. All text is encoded anew by the tokenizer itself.", error)
+            for file in draft.path.glob("*"):
+                file.unlink()
+            encoder = TextEncoder(tokenizer, lookup=False, reason=str(error))
+            splits = _write_splits(draft.path, corpus, tokenizer, encoder, config, progress)
         dtype = ids_dtype(tokenizer)
         write_json(
             draft.path / "store.json",
@@ -98,8 +113,28 @@ def build_store(
                 "splits": splits,
             },
         )
-        draft.counts |= {"splits": splits, "vocab_size": tokenizer.vocab_size}
+        draft.counts |= {"splits": splits, "vocab_size": tokenizer.vocab_size, "encoder": encoder.report()}
     return open_verified(run / STAGE, stage=STAGE, version=VERSION)
+
+
+def _write_splits(
+    folder: Path,
+    corpus: Artifact,
+    tokenizer: Tokenizer,
+    encoder: TextEncoder,
+    config: TokensConfig,
+    progress: Progress,
+) -> dict[str, dict[str, int]]:
+    """Write all splits and return their counts."""
+    splits: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        total = corpus.counts.get("splits", {}).get(split, {}).get("bytes")
+        with _SplitWriter(folder, split, tokenizer, encoder, config) as writer:
+            for document in iter_documents(corpus, split):
+                writer.add(document)
+                progress(f"tokens, {split}", done=writer.counts["bytes"], total=total, unit="bytes")
+        splits[split] = writer.counts
+    return splits
 
 
 def check_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:

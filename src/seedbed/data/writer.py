@@ -6,8 +6,11 @@ What the files hold is said in `store.py`, where they are read again.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
@@ -18,6 +21,7 @@ from pydantic import Field
 from seedbed.config import Config
 from seedbed.data.marks import DOCUMENT, LINE, SENTENCE, SPECIAL, WORD, mark_tokens
 from seedbed.document import Document
+from seedbed.tokenizer.encoder import TextEncoder
 from seedbed.tokenizer.tokenizer import Tokenizer
 from seedbed.tokenizer.train import cut_line
 
@@ -27,7 +31,9 @@ DOCUMENT_RECORD: Final = np.dtype(
     [("start", "<i8"), ("num_bytes", "<i8"), ("line", "<i8"), ("source", "<i4")]
 )
 LINE_RECORD: Final = np.dtype([("start", "<i8"), ("line", "<i8")])
-_BATCH_CHARACTERS = 1 << 19  # encoded at a time; about 40 times this in bytes is held meanwhile
+_BATCH_CHARACTERS = (
+    1 << 18
+)  # encoded at a time; about 100 times this in bytes is held by each thread meanwhile
 
 
 class TokensConfig(Config):
@@ -76,18 +82,35 @@ class _Shards:
             self._file = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Hold the tokens of a group of documents; places are counted from its first token."""
+
+    ids: npt.NDArray[np.int32]
+    marks: npt.NDArray[np.uint8]
+    line_starts: npt.NDArray[np.int64]
+    line_numbers: npt.NDArray[np.int64]
+    document_starts: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64]  # those that have tokens, by their place in the group
+    counts: dict[str, int]
+
+
 class SplitWriter:
     """Take the documents of one split; a context manager that writes the rest when it ends without an error.
 
     Args:
         folder: where the files go.
         split: their first name.
-        tokenizer: gives ids and separator.
+        tokenizer: gives the separator.
+        encoder: gives the ids.
         config: shard size, and where Chinese words come from.
     """
 
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, config: TokensConfig) -> None:
+    def __init__(
+        self, folder: Path, split: str, tokenizer: Tokenizer, encoder: TextEncoder, config: TokensConfig
+    ) -> None:
         self._tokenizer = tokenizer
+        self._encoder = encoder
         self._segment_chinese = config.words == "segmenter"
         # An unknown character is text the model must deal with, so [UNK] is not marked special.
         self._special_ids = tokenizer.special_ids - {tokenizer.unk_id}
@@ -101,6 +124,9 @@ class SplitWriter:
         self._source: str | None = None
         self._pending: list[Document] = []
         self._pending_characters = 0
+        self._groups: deque[tuple[list[Document], Future[_Encoded]]] = deque()
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(encoder.num_threads))
+        self._threads_ahead = encoder.num_threads if encoder.num_threads > 1 else 0
         self.counts = dict.fromkeys(
             ("tokens", "documents", "lines", "sentences", "words", "unknown", "bytes", "empty", "sources"), 0
         )
@@ -111,6 +137,8 @@ class SplitWriter:
     def __exit__(self, kind: Any, *_: object) -> None:
         if kind is None:
             self._flush()
+            while self._groups:
+                self._write(*self._groups.popleft())
         self._ids.close()
         self._marks.close()
         self._stack.close()
@@ -125,6 +153,13 @@ class SplitWriter:
     def _flush(self) -> None:
         """Encode and write the pending documents."""
         documents, self._pending, self._pending_characters = self._pending, [], 0
+        # Several groups are encoded at a time; they are written in their order.
+        self._groups.append((documents, self._threads.submit(self._encode, documents)))
+        while len(self._groups) > self._threads_ahead:
+            self._write(*self._groups.popleft())
+
+    def _encode(self, documents: list[Document]) -> _Encoded:
+        """Return the tokens of some documents, separators included."""
         # Pieces of lines, with the document and the line (both counted within this group) each belongs to
         texts: list[str] = []
         document_of: list[int] = []
@@ -140,7 +175,7 @@ class SplitWriter:
                     document_of.append(index)
                     line_of.append(len(numbers))
                 numbers.append(number)
-        ids, marks, counts = self._encode(texts)
+        ids, marks, counts = self._encode_pieces(texts)
 
         # The first token of every line and document; those without tokens have none
         tokens_line = np.repeat(np.array(line_of, np.int64), counts)
@@ -149,39 +184,51 @@ class SplitWriter:
         document_starts = _changes(tokens_document)
         marks[line_starts] |= LINE | SENTENCE | WORD
         marks[document_starts] |= DOCUMENT
-        self.counts["unknown"] += (
-            int((ids == self._tokenizer.unk_id).sum()) if self._tokenizer.unk_id is not None else 0
-        )
-        self.counts["sentences"] += int(np.count_nonzero(marks & SENTENCE))
-        self.counts["words"] += int(np.count_nonzero(marks & WORD))
+        unknown = self._tokenizer.unk_id
+        made = {
+            "unknown": int((ids == unknown).sum()) if unknown is not None else 0,
+            "sentences": int(np.count_nonzero(marks & SENTENCE)),
+            "words": int(np.count_nonzero(marks & WORD)),
+        }
 
         # A separator behind every document moves all that follows it by one
         present = tokens_document[document_starts]
         document_ends = np.append(document_starts[1:], len(ids))[: len(document_starts)]
         shift = np.searchsorted(document_ends, line_starts, side="right")
-        ids = np.insert(ids, document_ends, self._separator)
-        marks = np.insert(marks, document_ends, SPECIAL | SENTENCE | WORD)
-        self._write_lines(line_starts + shift, np.array(numbers, np.int64)[tokens_line[line_starts]])
-        self._write_documents(
-            document_starts + np.arange(len(document_starts)), [documents[i] for i in present.tolist()]
+        return _Encoded(
+            ids=np.insert(ids, document_ends, self._separator),
+            marks=np.insert(marks, document_ends, SPECIAL | SENTENCE | WORD),
+            line_starts=line_starts + shift,
+            line_numbers=np.array(numbers, np.int64)[tokens_line[line_starts]],
+            document_starts=document_starts + np.arange(len(document_starts)),
+            documents=present,
+            counts=made,
         )
-        self._ids.write(ids)
-        self._marks.write(marks)
-        self.counts["tokens"] += len(ids)
-        self.counts["empty"] += len(documents) - len(present)
 
-    def _encode(
+    def _write(self, documents: list[Document], future: Future[_Encoded]) -> None:
+        """Write what has been encoded."""
+        made = future.result()
+        for name, count in made.counts.items():
+            self.counts[name] += count
+        self._write_lines(made.line_starts, made.line_numbers)
+        self._write_documents(made.document_starts, [documents[i] for i in made.documents.tolist()])
+        self._ids.write(made.ids)
+        self._marks.write(made.marks)
+        self.counts["tokens"] += len(made.ids)
+        self.counts["empty"] += len(documents) - len(made.documents)
+
+    def _encode_pieces(
         self, texts: list[str]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return ids and marks of all pieces, and tokens per piece, a bounded number of characters at a time."""
         ids, marks, counts = [np.empty(0, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
         for batch in _batches(texts, _BATCH_CHARACTERS):
-            spans = self._tokenizer.encode_spans(batch)
-            ids.append(spans.ids)
-            counts.append(spans.counts)
+            tokens = self._encoder.encode(batch)
+            ids.append(tokens.ids)
+            counts.append(tokens.counts)
             marks.append(
                 mark_tokens(
-                    batch, spans, special_ids=self._special_ids, segment_chinese=self._segment_chinese
+                    batch, tokens, special_ids=self._special_ids, segment_chinese=self._segment_chinese
                 )
             )
         return np.concatenate(ids), np.concatenate(marks), np.concatenate(counts)

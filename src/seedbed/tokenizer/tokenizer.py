@@ -10,44 +10,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, processors
 
 from seedbed.artifact import digest_of, write_json
 from seedbed.errors import IncompatibleError
 from seedbed.tokenizer.load import read_tokenizer
+from seedbed.tokenizer.spans import Spans
 from seedbed.tokenizer.special import ROLES, Role, find_roles
 
 __all__ = ["Kind", "Spans", "Tokenizer"]
 
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
 """What a model makes of texts, which decides what is put around them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Hold the tokens of several texts in flat arrays.
-
-    Attributes:
-        ids: (n,) int32 token ids of all texts, one after the other.
-        starts, ends: (n,) int32 characters of its text that a token covers; a leading blank may be included.
-        pretokens: (n,) int32 number of the pre-token within its text.
-        counts: (len(texts),) int64 tokens of each text.
-    """
-
-    ids: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int32]
-    ends: npt.NDArray[np.int32]
-    pretokens: npt.NDArray[np.int32]
-    counts: npt.NDArray[np.int64]
 
 
 class Tokenizer:
@@ -143,8 +124,8 @@ class Tokenizer:
         return "\n" in self.decode(self.encode("a\nb"))
 
     @cached_property
-    def _plain(self) -> Backend:
-        """The backend that reads special tokens written in a text as the characters they are."""
+    def plain_backend(self) -> Backend:
+        """Return the backend that reads special tokens written in a text as the characters they are; not to be changed."""
         backend = Backend.from_str(self._backend.to_str())
         backend.encode_special_tokens = True
         return backend
@@ -157,12 +138,12 @@ class Tokenizer:
             allow_special: read "[MASK]" and its like as special tokens. By default they are plain text, so that no
                 corpus can smuggle them in.
         """
-        backend = self._backend if allow_special else self._plain
+        backend = self._backend if allow_special else self.plain_backend
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """Return the ids of several texts, on all cores."""
-        backend = self._backend if allow_special else self._plain
+        backend = self._backend if allow_special else self.plain_backend
         return [list(e.ids) for e in backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def encode_spans(self, texts: Sequence[str]) -> Spans:
@@ -170,7 +151,7 @@ class Tokenizer:
 
         Takes about 40 times the size of the texts in memory while it runs; give it a few megabytes at a time.
         """
-        encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.plain_backend.encode_batch(list(texts), add_special_tokens=False)
         counts = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
         size = int(counts.sum())
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, size)
