@@ -33,11 +33,13 @@ __all__ = [
     "current_stage",
     "digest_of",
     "file_digest",
+    "flush_to_disk",
     "open_verified",
     "publish",
     "publish_stage",
     "stage_key",
     "write_json",
+    "write_text",
 ]
 
 MANIFEST = "manifest.json"
@@ -164,12 +166,13 @@ def publish(
     temporary = _temporary(target)
     with disk_errors(target, doing="writing"):
         try:
+            made = [parent for parent in temporary.parents if not parent.exists()]
             temporary.mkdir(parents=True)
             draft = Draft(temporary)
             yield draft
             files: dict[str, dict[str, Any]] = {}
             for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-                _flush(path)
+                flush_to_disk(path)
                 files[path.relative_to(temporary).as_posix()] = {
                     "sha256": file_digest(path),
                     "bytes": path.stat().st_size,
@@ -190,9 +193,11 @@ def publish(
             manifest["root"] = digest_of(manifest)
             write_json(temporary / MANIFEST, manifest)
             for folder in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
-                _flush(folder)
+                flush_to_disk(folder)
             os.rename(temporary, target)
-            _flush(target.parent)
+            flush_to_disk(target.parent)
+            for parent in made:  # the folders that lead to it are new names too
+                flush_to_disk(parent.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -330,7 +335,7 @@ def publish_stage(
         temporary = _temporary(folder / stage)
         temporary.symlink_to(target.relative_to(run))
         os.replace(temporary, pointer)
-        _flush(run)
+        flush_to_disk(run)
         # What was replaced, and what a writer killed before its pointer swung had finished.
         for other in folder.glob(f"{stage}-*"):
             if other != target and re.fullmatch(
@@ -341,9 +346,18 @@ def publish_stage(
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file and flush it to the disk; a reader sees the old content or the new, never a part."""
+    _write(path, _json_bytes(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, in the same way."""
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(_json_bytes(value))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -353,7 +367,8 @@ def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's content, or a folder's names, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import current_stage, digest_of, open_verified, publish_stage, write_json
+from seedbed.artifact import current_stage, digest_of, open_verified, publish_stage, write_json, write_text
 from seedbed.commands.assembly import (
     Setting,
     assemble,
@@ -142,12 +142,13 @@ def pretrain(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(runtime))
+            if start is not None:
+                write_json(folder / "start.json", start.report)
+            write_text(prepared.run / "recipe.yaml", resolved_recipe(recipe, resolved))
+            # Last: a run that has it has all of them.
             write_json(
                 folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
             )
-            if start is not None:
-                write_json(folder / "start.json", start.report)
-            (prepared.run / "recipe.yaml").write_text(resolved_recipe(recipe, resolved), encoding="utf-8")
     describe_run(console, setting, recipe, plan, baselines)
 
     if recipe.training.ema_decay:
@@ -174,7 +175,8 @@ def pretrain(
         checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
     samples_path = folder / "samples.json"
     if is_first and not samples_path.exists():
-        write_json(samples_path, {"before": samples_of(setting, prepared)})
+        with disk_errors(samples_path, doing="writing"):
+            write_json(samples_path, {"before": samples_of(setting, prepared)})
 
     # Train.
     began = time.monotonic()
@@ -278,7 +280,8 @@ def pretrain(
         wait_for_all()
         return _read_summary(prepared.run)
     after = samples_of(setting, prepared)
-    write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
+    with disk_errors(samples_path, doing="writing"):
+        write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
@@ -307,6 +310,9 @@ def pretrain(
             keeps_validation=old is not None and old.has_validation_of(prepared.tokens),
             stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
         )
+    # Before the model: where that is there the run is done, and this is what it says of itself.
+    with disk_errors(prepared.run, doing="writing"):
+        write_json(prepared.run / "summary.json", summary)
     with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
         modules = setting.state.learner.modules_by_name()
         exported = setting.entries[0].objective.exported(setting.model, modules)
@@ -327,8 +333,6 @@ def pretrain(
             "steps": summary["steps"],
             "valid_loss": scores["loss"],
         }
-    with disk_errors(prepared.run, doing="writing"):
-        write_json(prepared.run / "summary.json", summary)
     wait_for_all()
     return summary
 

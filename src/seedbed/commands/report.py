@@ -31,9 +31,8 @@ def write_report(run: Path) -> Path:
         DataError: the folder is no run.
     """
     import json
-    import os
 
-    from seedbed.artifact import open_verified
+    from seedbed.artifact import open_verified, write_text
     from seedbed.errors import DataError, disk_errors
     from seedbed.evaluation.report import RunReport, Sample, build_report
 
@@ -77,9 +76,7 @@ def write_report(run: Path) -> Path:
     )
     path = run / "report.html"
     with disk_errors(path, doing="writing"):
-        temporary = path.with_suffix(".html.tmp")
-        temporary.write_text(build_report(report), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, build_report(report))
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 from torch import Tensor
 
+from seedbed.artifact import write_text
 from seedbed.batch import Targets
 from seedbed.errors import disk_errors
 from seedbed.training.step import MicroBatch
@@ -35,7 +36,7 @@ class RowRecord:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["window"] < window]
             with disk_errors(path, doing="writing"):
-                path.write_text("".join(kept), encoding="utf-8")
+                write_text(path, "".join(kept))  # killed here, it is the old list or the new one
 
     @staticmethod
     def read(folder: Path) -> dict[int, list[tuple[int, int, str]]]:
