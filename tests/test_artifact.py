@@ -113,6 +113,16 @@ def test_nothing_is_seen_before_it_is_complete(tmp_path):
     open_verified(tmp_path / "x").verify()
 
 
+def test_what_is_removed_loses_its_name_first(tmp_path, monkeypatch):
+    """Killed half-way through the files, it is not there any more, and the next writer removes the rest."""
+    make(tmp_path / "x")
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+    module.remove(tmp_path / "x")
+    module.remove(tmp_path / "never-was")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".x.")
+
+
 # --- damage ------------------------------------------------------------------------------------------------------
 
 
@@ -323,8 +333,11 @@ def test_leftovers_are_swept_only_if_their_writer_is_dead(tmp_path):
     for folder in (dead, alive, foreign):
         folder.mkdir()
         (folder / "half").write_bytes(b"half")
+    namesake = tmp_path / f".z.{os.getpid()}-0123abcd.tmp"  # its writer had our number, in another life of the container
+    namesake.mkdir()
+    os.utime(namesake, (1.0, 1.0))
     make(tmp_path / "x")
-    assert [p.exists() for p in (dead, alive, foreign)] == [False, True, True]
+    assert [p.exists() for p in (dead, alive, foreign, namesake)] == [False, True, True, False]
 
 
 KILLED_AT_EACH_EVENT = """

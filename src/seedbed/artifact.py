@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from seedbed.errors import DiskError, IncompatibleError, IntegrityError, disk_errors
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "open_verified",
     "publish",
     "publish_stage",
+    "remove",
     "stage_key",
     "write_json",
     "write_text",
@@ -141,6 +144,7 @@ def publish(
     version: int,
     config: Mapping[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
+    needed_bytes: int = 0,
 ) -> Iterator[Draft]:
     """Fill a folder and make it an artifact: write beside, flush, manifest last, rename, flush the folder.
 
@@ -150,6 +154,7 @@ def publish(
         version: version of the stage's format and meaning.
         config: the resolved config of the stage, as plain JSON values.
         inputs: content digests of what it was made from, by name.
+        needed_bytes: about how large it will be, said where the disk is full; 0: not known.
 
     Half-written folders that killed writers left beside `target` are removed first.
 
@@ -164,7 +169,7 @@ def publish(
         )
     _sweep(target.parent)
     temporary = _temporary(target)
-    with disk_errors(target, doing="writing"):
+    with disk_errors(target, doing="writing", needed_bytes=needed_bytes):
         try:
             made = [parent for parent in temporary.parents if not parent.exists()]
             temporary.mkdir(parents=True)
@@ -312,7 +317,13 @@ def current_stage(
 
 @contextmanager
 def publish_stage(
-    run: Path, stage: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+    run: Path,
+    stage: str,
+    *,
+    version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    needed_bytes: int = 0,
 ) -> Iterator[Draft]:
     """Publish a stage of a run and swing its pointer to the new folder; the folder replaced is removed afterwards."""
     key = stage_key(stage, version, config, inputs)
@@ -330,7 +341,9 @@ def publish_stage(
             target.exists()
         ):  # a damaged or orphaned result with the same key: a fresh name, so that publish never overwrites
             target = folder / f"{stage}-{key[:12]}-{uuid.uuid4().hex[:6]}"
-        with publish(target, stage=stage, version=version, config=config, inputs=inputs) as draft:
+        with publish(
+            target, stage=stage, version=version, config=config, inputs=inputs, needed_bytes=needed_bytes
+        ) as draft:
             yield draft
         temporary = _temporary(folder / stage)
         temporary.symlink_to(target.relative_to(run))
@@ -342,6 +355,18 @@ def publish_stage(
                 rf"{re.escape(stage)}-[0-9a-f]{{12}}(-[0-9a-f]{{6}})?", other.name
             ):
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove an artifact: it loses its name first, so that nobody sees one half removed; a missing one is no error."""
+    temporary = _temporary(path)
+    with disk_errors(path, doing="removing"):
+        try:
+            os.rename(path, temporary)
+        except FileNotFoundError:
+            return
+        flush_to_disk(path.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -385,7 +410,7 @@ def _sweep(folder: Path) -> None:
     """Remove what writers that are gone (killed) left half written; a living writer's is left alone."""
     for leftover in folder.glob(".*.tmp"):
         writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leftover.name)
-        if writer is None or _alive(int(writer[1])):
+        if writer is None or (_alive(int(writer[1])) and not _is_of_a_namesake(leftover, int(writer[1]))):
             continue
         if leftover.is_symlink():
             leftover.unlink(missing_ok=True)
@@ -401,6 +426,11 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _is_of_a_namesake(leftover: Path, pid: int) -> bool:
+    """Say whether a killed process of before had the number this one has: in a container all have the same."""
+    return pid == os.getpid() and leftover.lstat().st_mtime < psutil.Process().create_time() - 1.0
 
 
 def _changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -44,13 +44,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--mutant", nargs="?", const="", help="run a variant broken on purpose (default: the item's first)"
     )
-    made.add_argument("--objective", choices=("masked_lm", "causal_lm", "span_corruption"), default="masked_lm")
-    made.add_argument("--strace", action="store_true", help="crash_points: by the kernel's tracer, not in Python")
+    made.add_argument(
+        "--objective", choices=("masked_lm", "causal_lm", "span_corruption"), default="masked_lm"
+    )
+    made.add_argument(
+        "--strace", action="store_true", help="crash_points: by the kernel's tracer, not in Python"
+    )
     made.add_argument("--power", action="store_true", help="crash_points: loss of power instead of a kill")
     made.add_argument("--tmpfs", action="store_true", help="disk: real full file systems (needs unshare -rm)")
     made.add_argument("--minutes", type=float, default=10.0, help="goodput: how long")
     made.add_argument("--mean-seconds", type=float, default=60.0, help="goodput: between kills")
-    made.add_argument("--scratch", help="folder for what trials share; default: a new one, removed at the end")
+    made.add_argument(
+        "--scratch", help="folder for what trials share; default: a new one, removed at the end"
+    )
     made.add_argument("--serve", action="store_true", help="read such lines from standard input")
     return made
 
@@ -101,7 +107,7 @@ def _import_once() -> None:
     import seedbed.runtime
 
     seedbed.runtime.prepare_environment()
-    import torch  # noqa: F401
+    import torch
     import torch._dynamo
     import torch.distributed  # noqa: F401
 

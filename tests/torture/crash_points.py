@@ -21,7 +21,17 @@ from tests.torture.trials import Bench
 LONG, SHORT = None, 5
 SMALL = {"budget_steps": 6, "checkpoint_steps": 2, "validation_steps": 3, "checkpoint_minutes": 1000.0}
 """Three checkpoints: the third makes the first one weights only."""
-CALLS = ("write", "fsync", "rename", "openat", "mkdir", "unlink,unlinkat", "rmdir", "link,linkat", "symlink,symlinkat")
+CALLS = (
+    "write",
+    "fsync",
+    "rename",
+    "openat",
+    "mkdir",
+    "unlink,unlinkat",
+    "rmdir",
+    "link,linkat",
+    "symlink,symlinkat",
+)
 
 
 def count(bench: Bench) -> int:
@@ -60,7 +70,7 @@ def _points(bench: Bench) -> list[tuple[int, str]]:
     """Return (operation, what to do) of each crash point, from the log of a run that nothing happens to."""
     log = bench.scratch / "operations.jsonl"
     if not log.exists():
-        toy = _toy(bench)
+        toy = Toy(bench.scratch, **SMALL)
         folder = toy.new_run(bench.scratch / "counted")
         toy.finish(folder, faults={"root": str(folder / "run"), "log": str(log)})
         shutil.rmtree(folder)
@@ -113,7 +123,16 @@ def _traced(bench: Bench) -> dict[str, int]:
 
 
 def _strace_everything(folder: Path, calls: str, inject: str, log: Path) -> list[str]:
-    return ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}", *(["-e", inject] if inject else [])]
+    return [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={calls}",
+        *(["-e", inject] if inject else []),
+    ]
 
 
 def _traced_child(toy: Toy, folder: Path, tracer: list[str]) -> Child:

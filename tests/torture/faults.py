@@ -67,7 +67,11 @@ class Faults:
             return
         self.count += 1
         if self.log >= 0:
-            line = [kind, os.path.relpath(path, self.root), os.path.relpath(other, self.root) if other else ""]
+            line = [
+                kind,
+                os.path.relpath(path, self.root),
+                os.path.relpath(other, self.root) if other else "",
+            ]
             os.write(self.log, (json.dumps(line) + "\n").encode())
         strikes = self.count == self.at or (
             self.is_sticky and self.has_struck and kind not in ("unlink", "remove", "rmdir", "fsync", "close")
@@ -78,8 +82,6 @@ class Faults:
         if self.do == "signal":
             os.kill(os.getpid(), self.number)
         elif self.do == "error":
-            if half is not None:
-                half()
             raise OSError(self.number, os.strerror(self.number), path)
         else:
             if self.do == "torn" and half is not None:
@@ -165,6 +167,9 @@ def _patch_open(faults: Faults) -> None:
         def write(self, data: Any) -> int:
             where = _absolute(self.fileno())
             rest = memoryview(data).cast("B")
+            if faults.do == "error" and faults.count + 1 == faults.at and len(rest) > 1 and not faults.kinds:
+                # As the kernel does: what fits is written, and the next call fails
+                return super().write(rest[: len(rest) // 2]) or 0
             faults.meet("write", where, half=lambda: io.FileIO.write(self, rest[: len(rest) // 2]) and None)
             number = super().write(data)
             faults.done("write", where)

@@ -8,12 +8,11 @@ journalling file systems do. A real disk lies between the two.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-import json
 
 from tests.torture.toy_run import Toy
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from tests.tiny_runs import write_sentences
 from tests.torture.children import Child, fork, launch
 

@@ -313,7 +313,14 @@ def pretrain(
     # Before the model: where that is there the run is done, and this is what it says of itself.
     with disk_errors(prepared.run, doing="writing"):
         write_json(prepared.run / "summary.json", summary)
-    with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
+    with publish_stage(
+        prepared.run,
+        "model",
+        version=MODEL_VERSION,
+        config=resolved,
+        inputs=inputs,
+        needed_bytes=sum(p.numel() * p.element_size() for p in setting.model.parameters()),
+    ) as draft:
         modules = setting.state.learner.modules_by_name()
         exported = setting.entries[0].objective.exported(setting.model, modules)
         write_model(

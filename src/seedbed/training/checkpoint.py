@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seedbed.artifact import Artifact, open_verified, publish, write_json
+from seedbed.artifact import Artifact, open_verified, publish, remove, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
 from seedbed.tensors import load_tensors, save_tensors
 from seedbed.training.state import TrainingState, named_tensors
@@ -57,7 +56,7 @@ class Checkpoints:
         """Save a full checkpoint to roll back to; the two newest are kept."""
         self._save_state("anchor", state, {})
         for older in self._listed("anchor")[:-2]:
-            shutil.rmtree(older, ignore_errors=True)
+            remove(older)
 
     def load_anchor(self, state: TrainingState, *, before: int) -> int:
         """Load the newest anchor of a window before this one, all but window and hooks; return its window.
@@ -80,12 +79,14 @@ class Checkpoints:
         return _window_of(paths[-1])
 
     def _save_state(self, kind: str, state: TrainingState, extra: Mapping[str, Any]) -> Path:
-        """Save everything of a state as `<kind>-<window>`, unless it is there."""
+        """Save everything of a state as `<kind>-<window>`, unless it is there and sound."""
         target = self.folder / f"{kind}-{state.window:08d}"
-        if not target.exists():
-            with self._publish(target) as draft:
-                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
-                save_tensors(state.optimizer_tensors(), draft.path / "optimizer.safetensors")
+        if not self._has(target):
+            weights, moments = dict(named_tensors(state.learner.parts)), state.optimizer_tensors()
+            averages = {} if state.average is None else state.average.tensors
+            with self._publish(target, needed_bytes=_bytes(weights, moments, averages)) as draft:
+                save_tensors(weights, draft.path / "model.safetensors")
+                save_tensors(moments, draft.path / "optimizer.safetensors")
                 if state.average is not None and state.average.tensors:
                     save_tensors(state.average.tensors, draft.path / "average.safetensors")
                 write_json(
@@ -196,20 +197,38 @@ class Checkpoints:
         """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again."""
         for path in [*self._listed("best"), *self._listed("mean"), *self._listed("anchor")]:
             if _window_of(path) > window:
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
     def _save_weights(self, kind: str, state: TrainingState, *, keep: int) -> None:
         """Save the weights as `<kind>-<window>`, then remove all but the newest `keep` of the kind."""
         target = self.folder / f"{kind}-{state.window:08d}"
-        if not target.exists():
-            with self._publish(target) as draft:
-                save_tensors(dict(named_tensors(state.learner.parts)), draft.path / "model.safetensors")
+        if not self._has(target):
+            weights = dict(named_tensors(state.learner.parts))
+            with self._publish(target, needed_bytes=_bytes(weights)) as draft:
+                save_tensors(weights, draft.path / "model.safetensors")
                 draft.counts = {"window": state.window}
         for older in self._listed(kind)[:-keep]:
-            shutil.rmtree(older, ignore_errors=True)
+            remove(older)
 
-    def _publish(self, target: Path) -> Any:
-        return publish(target, stage="checkpoint", version=CHECKPOINT_VERSION, inputs=self.inputs)
+    def _publish(self, target: Path, *, needed_bytes: int = 0) -> Any:
+        return publish(
+            target,
+            stage="checkpoint",
+            version=CHECKPOINT_VERSION,
+            inputs=self.inputs,
+            needed_bytes=needed_bytes,
+        )
+
+    def _has(self, target: Path) -> bool:
+        """Say whether a checkpoint is there; a damaged one, passed over by the resume, is removed."""
+        if not target.exists():
+            return False
+        try:
+            open_verified(target, stage="checkpoint", version=CHECKPOINT_VERSION).verify()
+        except IntegrityError:
+            remove(target)
+            return False
+        return True
 
     def _listed(self, kind: str) -> list[Path]:
         return sorted(self.folder.glob(f"{kind}-*")) if self.folder.is_dir() else []
@@ -221,10 +240,15 @@ class Checkpoints:
             if self.keep_weights and not target.exists():
                 with self._publish(target) as draft:
                     os.link(old / "model.safetensors", draft.path / "model.safetensors")
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         weights = self._listed("weights")
         for old in weights[: max(0, len(weights) - self.keep_weights)]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
+
+
+def _bytes(*tensors: Mapping[str, Tensor]) -> int:
+    """Return what these take on the disk, headers left out."""
+    return sum(tensor.numel() * tensor.element_size() for part in tensors for tensor in part.values())
 
 
 def _window_of(path: Path) -> int:
