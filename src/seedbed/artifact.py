@@ -39,9 +39,13 @@ __all__ = [
     "open_verified",
     "publish",
     "publish_stage",
+    "read_json",
+    "read_sealed_json",
     "remove",
     "stage_key",
+    "verify_if_artifact",
     "write_json",
+    "write_sealed_json",
     "write_text",
 ]
 
@@ -276,6 +280,22 @@ def open_verified(path: Path | str, *, stage: str | None = None, version: int | 
     return Artifact(path, manifest)
 
 
+def verify_if_artifact(folder: Path) -> None:
+    """Check every file of a folder that is an artifact, or lies in one (the model of a fine-tune); other folders pass.
+
+    Raises:
+        IntegrityError: a file is missing or was changed; names it and both hashes.
+    """
+    folder = folder.resolve()
+    for place in (folder, folder.parent):
+        if (place / MANIFEST).is_file():
+            artifact = open_verified(place)
+            for name in artifact.files:
+                if (place / name).is_relative_to(folder):
+                    artifact.file(name)
+            return
+
+
 def current_stage(
     run: Path,
     stage: str,
@@ -372,6 +392,45 @@ def remove(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file and flush it to the disk; a reader sees the old content or the new, never a part."""
     _write(path, _json_bytes(value))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a command wrote.
+
+    Raises:
+        IntegrityError: it is none any more; names the file and its hash.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path} is damaged: {error}; sha256 {file_digest(path)}.",
+            hint="restore it from a copy, or start over with --replace",
+        ) from error
+    return value
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with the sha256 of what it says: for files of a live run that decide how it goes on."""
+    write_json(path, {**value, "sha256": digest_of(dict(value))})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote, without the hash; one without a hash, as earlier releases wrote it, is taken as it is.
+
+    Raises:
+        IntegrityError: it was changed, or is no JSON object; names the file and both hashes.
+    """
+    value = read_json(path)
+    expected = value.pop("sha256", None)
+    if expected is not None and (found := digest_of(value)) != expected:
+        raise IntegrityError(
+            f"{path} was changed after it was written: sha256 {found}, expected {expected}.",
+            hint="restore it from a copy, or start over with --replace",
+        )
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ runs/wiki/model/               the model folder it ends in (an artifact), in Hug
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import current_stage, digest_of, open_verified, publish_stage, write_json, write_text
+from seedbed.artifact import (
+    current_stage,
+    digest_of,
+    open_verified,
+    publish_stage,
+    read_json,
+    read_sealed_json,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 from seedbed.commands.assembly import (
     Setting,
     assemble,
@@ -77,6 +88,7 @@ from seedbed.training.state import TrainingState
 __all__ = ["MODEL_VERSION", "Interrupted", "pretrain", "run_digest"]
 
 MODEL_VERSION = 1
+_logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -133,20 +145,20 @@ def pretrain(
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is not None:
-        plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+        plan = Plan(**read_sealed_json(folder / "plan.json"))
     else:
         plan = decide(recipe, setting, evaluate)
         resolved = resolved_sections(requested, plan)
     if is_first and not (folder / "resolved.json").exists():
         with disk_errors(folder, doing="writing"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "plan.json", asdict(plan))
+            write_sealed_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(runtime))
             if start is not None:
                 write_json(folder / "start.json", start.report)
             write_text(prepared.run / "recipe.yaml", resolved_recipe(recipe, resolved))
             # Last: a run that has it has all of them.
-            write_json(
+            write_sealed_json(
                 folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
             )
     describe_run(console, setting, recipe, plan, baselines)
@@ -281,7 +293,7 @@ def pretrain(
         return _read_summary(prepared.run)
     after = samples_of(setting, prepared)
     with disk_errors(samples_path, doing="writing"):
-        write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
+        write_json(samples_path, {"before": _samples_before(samples_path), "after": after})
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
@@ -376,10 +388,18 @@ def _stop_reason(state: TrainingState, recipe: Recipe) -> str:
     return said or f"no better loss in {patience} validations (training.early_stopping_patience)"
 
 
+def _samples_before(path: Path) -> list[dict[str, Any]]:
+    """Return the samples of the untrained model; none, with a warning, where the file is damaged: it decides nothing."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["before"])
+    except (ValueError, KeyError, TypeError) as error:
+        _logger.warning("%s is damaged (%s); the samples before training are left out", path, error)
+        return []
+
+
 def _read_summary(run: Path) -> dict[str, Any]:
     """Return the summary of a finished run."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return read_json(run / "summary.json")
 
 
 def run_digest(run: Path) -> str:
