@@ -322,9 +322,10 @@ def run_window(
         perturbation=recipe.regularisation.perturbation(),
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
+        spikes=state.spikes,
     )
     if state.average is not None:
-        state.average.update(state.parameters(), window, result.is_finite)
+        state.average.update(state.parameters(), window, result.is_applied)
     return result
 
 

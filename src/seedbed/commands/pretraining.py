@@ -83,6 +83,7 @@ from seedbed.training.parallel import (
 )
 from seedbed.training.rollback import RollbackHook
 from seedbed.training.row_record import RowRecord
+from seedbed.training.spikes import SpikeGuard
 from seedbed.training.state import TrainingState
 
 __all__ = ["MODEL_VERSION", "Interrupted", "pretrain", "run_digest"]
@@ -111,7 +112,7 @@ def pretrain(
     Raises:
         IncompatibleError: the folder holds a run of another recipe, or objective, model and tokenizer do not fit.
         Interrupted: SIGINT or SIGTERM asked to stop; the step was finished and saved.
-        NumericError: three non-finite gradients in a row.
+        NumericError: three gradients in a row that were not finite, or spikes, and no rollback left.
     """
     console.heading("pretrain")
     runtime = recipe.runtime
@@ -169,6 +170,9 @@ def pretrain(
             start=round(recipe.training.ema_start_fraction * plan.num_windows),
             every=recipe.training.ema_steps,
         )
+
+    if recipe.training.spike_guard:
+        setting.state.spikes = SpikeGuard(setting.device)
 
     # Resume, or take samples of the untrained model.
     checkpoints = Checkpoints(

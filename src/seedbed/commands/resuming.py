@@ -43,7 +43,12 @@ def requested_sections(recipe: Recipe, start: Start | None) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
-    for key in ("exact", "gradient_compression", "max_rollbacks"):  # runs of before know nothing of them
+    for key in (
+        "exact",
+        "gradient_compression",
+        "max_rollbacks",
+        "spike_guard",
+    ):  # runs of before know nothing of them
         if values["training"][key] == TrainingConfig.model_fields[key].default:
             values["training"].pop(key)
     if not recipe.regularisation.is_off:

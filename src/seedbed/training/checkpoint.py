@@ -59,7 +59,7 @@ class Checkpoints:
             remove(older)
 
     def load_anchor(self, state: TrainingState, *, before: int) -> int:
-        """Load the newest anchor of a window before this one, all but window and hooks; return its window.
+        """Load the newest anchor of a window before this one, all but its window, hooks and known norms; return its window.
 
         Raises:
             NumericError: there is none.
@@ -71,11 +71,14 @@ class Checkpoints:
                 hint="lower optim.learning_rate",
             )
         window, hooks = state.window, state.hooks
+        memory = None if state.spikes is None else state.spikes.memory
         state.optimizer.state.clear()
         if state.average is not None:
             state.average.tensors = {}
         self.load(state, open_verified(paths[-1], stage="checkpoint", version=CHECKPOINT_VERSION))
         state.window, state.num_skipped, state.hooks = window, window - state.step, hooks
+        if state.spikes is not None and memory is not None:
+            state.spikes.memory = memory
         return _window_of(paths[-1])
 
     def _save_state(self, kind: str, state: TrainingState, extra: Mapping[str, Any]) -> Path:
@@ -96,6 +99,7 @@ class Checkpoints:
                         "num_skipped": state.num_skipped,
                         "skips_in_a_row": state.skips_in_a_row,
                         "hooks": state.hooks,
+                        **({} if state.spikes is None else {"gradient_norms": state.spikes.values()}),
                         **extra,
                     },
                 )
@@ -182,6 +186,8 @@ class Checkpoints:
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
         state.hooks = saved["hooks"]
+        if state.spikes is not None:
+            state.spikes.restore(saved["gradient_norms"])
         return saved
 
     def load_parts_and_moments(self, state: TrainingState, artifact: Artifact) -> None:

@@ -51,11 +51,12 @@ def fit(
         hooks: called in this order.
         is_interrupted: true once a signal has asked to stop, which may reach one worker only; the step at hand is finished first.
         labels: names of the entries of a mixture, for the records; none needed for one objective.
-        recover: called with the first and the last window (from 1) of three non-finite gradients in a row; puts weights and
-            optimizer back, or raises. None: raise.
+        recover: called with the first and the last window (from 1) of three gradients in a row that were not applied; puts
+            weights and optimizer back, or raises. None: raise.
 
     Raises:
-        NumericError: three non-finite gradients in a row, and no way back; weights and optimizer are those before the first.
+        NumericError: three gradients in a row that were not finite, or spikes, and no way back; weights and optimizer are those
+            before the first.
     """
     unread: tuple[StepResult, int, float] | None = None
 
@@ -69,9 +70,9 @@ def fit(
             return False
         result, window, seconds = unread
         unread = None
-        is_finite = bool(result.is_finite)
-        state.num_skipped += not is_finite
-        state.skips_in_a_row = 0 if is_finite else state.skips_in_a_row + 1
+        is_applied = bool(result.is_applied)
+        state.num_skipped += not is_applied
+        state.skips_in_a_row = 0 if is_applied else state.skips_in_a_row + 1
         losses = sum_over_workers({key: float(loss) for key, loss in result.losses.items()})
         record = StepRecord(
             window=window,
@@ -80,7 +81,7 @@ def fit(
             losses={name_of(key): loss for key, loss in losses.items()},
             learning_rate=learning_rate(window - 1),
             gradient_norm=float(result.gradient_norm),
-            is_skipped=not is_finite,
+            is_skipped=not is_applied,
             tokens=window * tokens_per_window,
         )
         for hook in hooks:
@@ -90,8 +91,8 @@ def fit(
         first = window - state.skips_in_a_row + 1
         if recover is None:
             raise NumericError(
-                f"the gradient was not finite in {state.skips_in_a_row} steps in a row (windows {first} to {window}, loss"
-                f" {record.loss}); weights and optimizer are as they were before.",
+                f"the gradient was {state.bad_gradient} in {state.skips_in_a_row} steps in a row (windows {first} to {window},"
+                f" loss {record.loss}); weights and optimizer are as they were before.",
                 hint="lower optim.learning_rate, or look at the rows of these windows",
             )
         recover(state, first, window)
@@ -103,8 +104,11 @@ def fit(
     try:
         while state.window < num_windows and reason == "finished":
             began = time.perf_counter()
+            memory = None if state.spikes is None else state.spikes.memory
             result = run_window(state)
             if read():  # this step ran on weights that were put back: its window begins anew
+                if state.spikes is not None and memory is not None:
+                    state.spikes.memory = memory
                 continue
             state.window += 1
             unread = (result, state.window, time.perf_counter() - began)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seedbed.errors import IncompatibleError
 from seedbed.training.averaging import WeightAverage
+from seedbed.training.spikes import SpikeGuard
 from seedbed.training.step import Learner
 
 __all__ = ["TrainingState", "named_tensors"]
@@ -24,9 +25,11 @@ class TrainingState:
         learner: the modules that train.
         optimizer: its moments are saved by parameter name.
         window: windows of rows consumed; the whole state of the data side, and what schedules and dropout are keyed by.
-        num_skipped: windows whose update was skipped for a non-finite gradient; the steps applied are `window - num_skipped`.
+        num_skipped: windows whose update was skipped for a gradient that was not finite, or a spike; the steps applied are
+            `window - num_skipped`.
         skips_in_a_row: the last of them that followed each other.
         average: a moving average of the weights, or None; evaluated and exported in their place.
+        spikes: what judges the size of gradients, or None.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
         hooks: what hooks want back after a resume (best loss, patience), by hook name; JSON values.
     """
@@ -37,6 +40,7 @@ class TrainingState:
     num_skipped: int = 0
     skips_in_a_row: int = 0
     average: WeightAverage | None = None
+    spikes: SpikeGuard | None = None
     wrapped: nn.Module | None = None
     hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -44,6 +48,11 @@ class TrainingState:
     def step(self) -> int:
         """Optimizer updates applied."""
         return self.window - self.num_skipped
+
+    @property
+    def bad_gradient(self) -> str:
+        """Say what a gradient must have been to be skipped, for messages."""
+        return "not finite" if self.spikes is None else "not finite or a spike"
 
     @property
     def history(self) -> list[tuple[int, float]]:

@@ -16,6 +16,7 @@ from seedbed.objectives.base import Objective
 from seedbed.optim.groups import set_groups
 from seedbed.training.exact import ExactSum
 from seedbed.training.parallel import no_sync, sum_over_workers
+from seedbed.training.spikes import SpikeGuard
 
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
 
@@ -42,14 +43,14 @@ class StepResult:
         losses: mean loss of each (entry, term) over all micro-batches of this worker's share, 0-d float32; summed
             over workers it is the mean over all targets.
         gradient_norm: global L2 norm before clipping, 0-d float32.
-        is_finite: 0-d bool; False means that nothing was changed.
+        is_applied: 0-d bool; False means that nothing was changed: the gradient was not finite, or a spike.
         counts: targets of each (entry, term), over all workers.
         scales: weight times share of rows of each (entry, term): their sum over losses is what was minimised.
     """
 
     losses: Mapping[tuple[int, str], Tensor]
     gradient_norm: Tensor
-    is_finite: Tensor
+    is_applied: Tensor
     counts: Mapping[tuple[int, str], float]
     scales: Mapping[tuple[int, str], float]
 
@@ -169,6 +170,7 @@ def train_step(
     perturbation: Perturbation | None = None,
     embedding_width: int = 0,
     is_exact: bool = False,
+    spikes: SpikeGuard | None = None,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -191,6 +193,7 @@ def train_step(
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
+        spikes: judges the norm of the gradient; a spike is passed over like a gradient that is not finite. None: no guard.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
@@ -263,13 +266,15 @@ def train_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    is_finite = torch.isfinite(norm)
+    is_applied = torch.isfinite(norm)
+    if spikes is not None:
+        is_applied = is_applied & ~spikes.take(norm, is_applied)
     if max_grad_norm > 0:
         torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
     set_groups(optimizer, learning_rate, settings)
-    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~is_applied).float()  # type: ignore[attr-defined]
     optimizer.step()
     losses = {key: value / counts[key] for key, value in sums.items()}
     shares = {micro.entry: micro.share for micro in micro_batches}
     minimised = {(entry, term): weights[entry][term] * shares[entry] for entry, term in losses}
-    return StepResult(losses, norm.detach(), is_finite, counts, minimised)
+    return StepResult(losses, norm.detach(), is_applied, counts, minimised)
