@@ -43,6 +43,7 @@ __all__ = [
     "read_sealed_json",
     "remove",
     "stage_key",
+    "sweep",
     "verify_if_artifact",
     "write_json",
     "write_sealed_json",
@@ -171,7 +172,7 @@ def publish(
             f"{target} exists already; artifacts are never overwritten.",
             hint="choose another name or remove it",
         )
-    _sweep(target.parent)
+    sweep(target.parent)
     temporary = _temporary(target)
     with disk_errors(target, doing="writing", needed_bytes=needed_bytes):
         try:
@@ -465,8 +466,8 @@ def _temporary(target: Path) -> Path:
     return target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers that are gone (killed) left half written; a living writer's is left alone."""
+def sweep(folder: Path) -> None:
+    """Remove what writers that are gone (killed) left half written or half removed; a living writer's is left alone."""
     for leftover in folder.glob(".*.tmp"):
         writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leftover.name)
         if writer is None or (_alive(int(writer[1])) and not _is_of_a_namesake(leftover, int(writer[1]))):

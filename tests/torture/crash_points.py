@@ -21,17 +21,8 @@ from tests.torture.trials import Bench
 LONG, SHORT = None, 5
 SMALL = {"budget_steps": 6, "checkpoint_steps": 2, "validation_steps": 3, "checkpoint_minutes": 1000.0}
 """Three checkpoints: the third makes the first one weights only."""
-CALLS = (
-    "write",
-    "fsync",
-    "rename",
-    "openat",
-    "mkdir",
-    "unlink,unlinkat",
-    "rmdir",
-    "link,linkat",
-    "symlink,symlinkat",
-)
+CALLS = ("write", "fsync", "rename", "mkdir", "unlink,unlinkat", "rmdir", "link,linkat", "symlink,symlinkat")
+"""What the kernel's tracer kills at. Calls of the interpreter's own start are among them, and harmless."""
 
 
 def count(bench: Bench) -> int:
@@ -98,15 +89,6 @@ def _check_newest(run: Path) -> None:
 # --- by strace -----------------------------------------------------------------------------------------------------------
 
 
-def _strace(folder: Path, calls: str, inject: str, log: Path) -> list[str]:
-    run = (folder / "run").resolve()
-    # -P takes names as they are used: files are reached by the run's own absolute path.
-    return [
-        *("strace", "-f", "-qq", "-o", str(log), "-P", str(run), "-e", f"trace={calls}"),
-        *(["-e", inject] if inject else []),
-    ]
-
-
 def _traced(bench: Bench) -> dict[str, int]:
     """Return how often a run does each call below its folder."""
     found = bench.scratch / "calls.json"
@@ -115,14 +97,14 @@ def _traced(bench: Bench) -> dict[str, int]:
         for calls in CALLS:
             folder = toy.new_run(bench.scratch / "counted")
             log = bench.scratch / "strace.txt"
-            _traced_child(toy, folder, _strace_everything(folder, calls, "", log)).wait()
+            _traced_child(toy, folder, _tracer(calls, "", log)).wait()
             counts[calls] = sum("(" in line for line in log.read_text(errors="replace").splitlines())
             shutil.rmtree(folder)
         found.write_text(json.dumps(counts))
     return dict(json.loads(found.read_text()))
 
 
-def _strace_everything(folder: Path, calls: str, inject: str, log: Path) -> list[str]:
+def _tracer(calls: str, inject: str, log: Path) -> list[str]:
     return [
         "strace",
         "-f",
@@ -147,9 +129,9 @@ def _traced_child(toy: Toy, folder: Path, tracer: list[str]) -> Child:
 
 def _kill_by_strace(bench: Bench, toy: Toy, folder: Path, number: int) -> None:
     for calls, there in _traced(bench).items():
-        if number < there:
+        if number < there:  # trials count through all calls, kind by kind
             inject = f"inject={calls}:signal=KILL:when={number + 1}"
-            _traced_child(toy, folder, _strace_everything(folder, calls, inject, Path("/dev/null"))).wait()
+            _traced_child(toy, folder, _tracer(calls, inject, Path("/dev/null"))).wait()
             return
         number -= there
 

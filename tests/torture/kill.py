@@ -7,6 +7,7 @@ around the end of an epoch is logged; a tenth start from raw text; a tenth go th
 from __future__ import annotations
 
 import random
+import shutil
 import time
 
 from tests.torture.children import Child
@@ -48,10 +49,11 @@ def _duration(bench: Bench) -> float:
     """Return the seconds a run takes now, measured once."""
     if "seconds" not in bench.options:
         toy = bench.toy(objective=bench.options.get("objective", "masked_lm"))
-        folder = toy.new_run(bench.scratch / "timed")
+        folder = toy.new_run(bench.scratch / "timed-run")
         began = time.monotonic()
         toy.start(folder).wait()
         bench.options["seconds"] = time.monotonic() - began
+        shutil.rmtree(folder)
     return float(bench.options["seconds"])
 
 

@@ -100,8 +100,8 @@ class _Recorder:
 
 def _states(toy: Toy) -> list[Path]:
     """Return the different states a disk may be left in, recorded once."""
-    store = toy.folder / "power"
-    listed = toy.folder / "power.json"
+    store = toy.folder / f"power {toy.mutant}"
+    listed = toy.folder / f"power {toy.mutant}.json"
     if not listed.exists():
         shutil.rmtree(store, ignore_errors=True)
         folder = toy.new_run(toy.folder / "recorded")

@@ -135,6 +135,8 @@ def _run(
         try:
             trial(bench, number)
         except Exception as error:
+            if bench.mutant is not None and not isinstance(error, Failure | TimeoutError):
+                raise  # the item is broken, not its mutant
             failed.append(number)
             text = str(error) if isinstance(error, Failure) else traceback.format_exc()
             sys.stderr.write(f"FAILED trial {number}: {text}\nreplay: {command} --only {number}\n")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seedbed.artifact import Artifact, open_verified, publish, remove, write_json
+from seedbed.artifact import Artifact, open_verified, publish, remove, sweep, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
 from seedbed.tensors import load_tensors, save_tensors
 from seedbed.training.state import TrainingState, named_tensors
@@ -200,7 +200,12 @@ class Checkpoints:
         state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
 
     def drop_after(self, window: int) -> None:
-        """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again."""
+        """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again.
+
+        What a killed run left half written or half removed goes too.
+        """
+        if self.folder.is_dir():
+            sweep(self.folder)
         for path in [*self._listed("best"), *self._listed("mean"), *self._listed("anchor")]:
             if _window_of(path) > window:
                 remove(path)
