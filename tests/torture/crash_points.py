@@ -10,6 +10,7 @@ finished, and the same command ends the run bit for bit as if nothing had happen
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -90,31 +91,26 @@ def _check_newest(run: Path) -> None:
 
 
 def _traced(bench: Bench) -> dict[str, int]:
-    """Return how often a run does each call below its folder."""
+    """Return how often a run does each call."""
     found = bench.scratch / "calls.json"
     if not found.exists():
-        toy, counts = _toy(bench), {}
-        for calls in CALLS:
-            folder = toy.new_run(bench.scratch / "counted")
-            log = bench.scratch / "strace.txt"
-            _traced_child(toy, folder, _tracer(calls, "", log)).wait()
-            counts[calls] = sum("(" in line for line in log.read_text(errors="replace").splitlines())
-            shutil.rmtree(folder)
+        toy = Toy(bench.scratch, **SMALL)
+        folder = toy.new_run(bench.scratch / "counted")
+        log = bench.scratch / "strace.txt"
+        _traced_child(toy, folder, _tracer(",".join(CALLS), "", log)).wait()
+        lines = log.read_text(errors="replace").splitlines()
+        counts = {
+            calls: sum(re.search(rf"^\d+ +({calls.replace(',', '|')})\(", line) is not None for line in lines)
+            for calls in CALLS
+        }
+        shutil.rmtree(folder)
         found.write_text(json.dumps(counts))
     return dict(json.loads(found.read_text()))
 
 
 def _tracer(calls: str, inject: str, log: Path) -> list[str]:
-    return [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        str(log),
-        "-e",
-        f"trace={calls}",
-        *(["-e", inject] if inject else []),
-    ]
+    tracer = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", f"trace={calls}"]
+    return [*tracer, "-e", inject] if inject else tracer
 
 
 def _traced_child(toy: Toy, folder: Path, tracer: list[str]) -> Child:
