@@ -21,7 +21,7 @@ from tests.torture.children import Child, fork
 from tests.torture.toy_run import Failure, Toy, newest
 from tests.torture.trials import Bench
 
-LONG, SHORT = 500, 14
+LONG, SHORT = 500, 10
 FINETUNE = (
     "task.name=toy",
     "task.kind=classification",

@@ -23,7 +23,7 @@ CLEAN = {"validation_steps": 1000, "checkpoint_steps": 0, "checkpoint_minutes": 
 def trial(bench: Bench, number: int) -> None:
     """Train under kills, then without, and compare."""
     minutes, mean = (
-        (0.1, 1.5) if bench.is_short else (bench.options["minutes"], bench.options["mean_seconds"])
+        (0.03, 0.7) if bench.is_short else (bench.options["minutes"], bench.options["mean_seconds"])
     )
     often = {"checkpoint_steps": 5} if bench.is_short else {}
     toy = bench.toy(**(CLEAN | often), budget_steps=_steps(bench, 60 * minutes))

@@ -14,7 +14,7 @@ from tests.torture.children import Child
 from tests.torture.toy_run import Failure, compare, each_row_once, last_window
 from tests.torture.trials import Bench
 
-LONG, SHORT = 200, 4
+LONG, SHORT = 200, 3
 EPOCH_STEPS = (8, 9, 17, 18)
 """Around the ends of epochs: 69 rows, 8 a step."""
 

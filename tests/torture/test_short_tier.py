@@ -32,12 +32,11 @@ ITEMS = [
 ]
 MUTANTS = [
     ["kill", "other dropout"],
-    ["kill", "a window skipped"],
     ["kill", "moments lost"],
     ["crash_points", "filled in place"],
     ["crash_points", "old one deleted first"],
-    ["crash_points", "not flushed", "--power"],
-    ["signals", "nothing saved"],
+    ["crash_points", "not flushed", "--power", "--trials", "20"],
+    ["signals", "nothing saved", "--trials", "12"],
     ["signals", "dies at once"],
     ["disk", "errors untold"],
     ["disk", "failed flushes ignored"],

@@ -80,7 +80,7 @@ def _take(children: list[Child], ranks: list[int], rank: int, kind: str, pids: A
 
 def _flip(bench: Bench, chance: Any) -> None:
     """Flip a bit of one worker's weights, and wait for the comparison."""
-    toy = bench.toy(budget_steps=160, validation_steps=80, checkpoint_steps=20, micro_batch_rows=4)
+    toy = bench.toy(budget_steps=60, validation_steps=30, checkpoint_steps=20, micro_batch_rows=4)
     folder = toy.new_run(bench.scratch / "trial")
     step = chance.randint(3, 40)
     flip = {"step": step, "worker": chance.randint(0, 1), "bit": chance.randint(0, 20)}

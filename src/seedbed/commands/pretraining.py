@@ -29,6 +29,7 @@ from seedbed.artifact import (
     publish_stage,
     read_json,
     read_sealed_json,
+    sweep,
     write_json,
     write_sealed_json,
     write_text,
@@ -138,6 +139,8 @@ def pretrain(
         prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
     ):
         console.note(f"up to date: {prepared.run / 'model'}")
+        if is_first:
+            sweep(folder / "checkpoints")
         return _read_summary(prepared.run)
 
     setting = assemble(recipe, prepared, start, old)
