@@ -7,6 +7,7 @@ mapping, the same in both ways.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -20,15 +21,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+_alive: list[Child] = []
+"""Those started and not yet seen to end, so that a trial that fails leaves none behind."""
 
 
 class Child:
     """A running `seedbed` command; `said` is where its output goes."""
 
-    def __init__(self, pid: int, said: Path) -> None:
+    def __init__(self, pid: int, said: Path, *, is_group: bool = False) -> None:
         self.pid = pid
         self.said = said
         self.code: int | None = None
+        self.is_group = is_group  # it leads a group of processes, which are killed with it
+        _alive.append(self)
 
     def poll(self) -> int | None:
         """Return the exit code as a shell tells it (128 + signal), or None while it runs."""
@@ -37,6 +42,7 @@ class Child:
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
                 self.code = 128 - self.code if self.code < 0 else self.code
+                _alive.remove(self)
         return self.code
 
     def wait(self, seconds: float = 180.0) -> int:
@@ -52,6 +58,9 @@ class Child:
 
     def kill(self) -> None:
         """Kill it, and wait until it is gone."""
+        if self.is_group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.send(signal.SIGKILL)
         while self.poll() is None:
             time.sleep(0.001)
@@ -64,6 +73,12 @@ class Child:
     def output(self) -> str:
         """Return all it said."""
         return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
+
+
+def end_all() -> None:
+    """Kill every child that still runs."""
+    for child in list(_alive):
+        child.kill()
 
 
 def fork(
@@ -115,10 +130,11 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), **(environment or {})},
         )
     process.returncode = 0  # the child is waited for by `Child`
-    return Child(process.pid, said)
+    return Child(process.pid, said, is_group=True)
 
 
 def _run(words: Sequence[str], conditions: Mapping[str, Any]) -> int:

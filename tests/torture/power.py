@@ -104,7 +104,9 @@ def _states(toy: Toy) -> list[Path]:
     listed = toy.folder / f"power {toy.mutant}.json"
     if not listed.exists():
         shutil.rmtree(store, ignore_errors=True)
-        folder = toy.new_run(toy.folder / "recorded")
+        folder = toy.folder / "recorded"
+        shutil.rmtree(folder, ignore_errors=True)
+        toy.new_run(folder)
         toy.finish(folder, hooks=[["power:record", {"root": str(folder / "run"), "store": str(store)}]])
         seen, states = set(), []
         for path in sorted(store.glob("*/*")):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tests.torture.children import end_all
 from tests.torture.toy_run import Failure, Toy, scratch_folder
 
 SAYS_EVERY_SECONDS = 20.0
@@ -142,6 +143,8 @@ def _run(
             sys.stderr.write(f"FAILED trial {number}: {text}\nreplay: {command} --only {number}\n")
             if bench.mutant is not None:
                 break  # it is caught
+        finally:
+            end_all()
         now = time.monotonic()
         if now - said > SAYS_EVERY_SECONDS:
             said, rate = now, done / (now - began)
