@@ -23,6 +23,7 @@ ARMS = {
     "default": "everything on",
     "float32": "matrix products in float32",
     "everywhere": "head and last layer at every position, the loss at the targets",
+    "plain_loss": "the loss over the vocabulary in PyTorch's plain form",
     "fused": "PyTorch's fused attention instead of batched products",
     "allocator": "glibc's own thresholds instead of raised ones",
     "spinning": "OpenMP threads spin while they wait",
@@ -105,7 +106,7 @@ def arm(options: argparse.Namespace) -> float:
     from seedbed.commands.stages import prepare
     from seedbed.models import transformer
     from seedbed.models.layers import dropout
-    from seedbed.objectives import base, masked_lm
+    from seedbed.objectives import base, masked_lm, summed_loss
     from seedbed.training.budget import Plan
 
     changes = {
@@ -117,6 +118,8 @@ def arm(options: argparse.Namespace) -> float:
         runtime.tune_allocator = lambda: False
     if options.arm == "fused":
         transformer._BMM_MAX_LENGTH = 0
+    if options.arm == "plain_loss":
+        summed_loss.applies = lambda logits: False
     if options.arm == "f_dropout":
         import torch.nn.functional as F
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["fold", "key_from", "mix", "threshold", "uniform_values"]
+__all__ = ["at_device", "fold", "key_from", "mix", "threshold", "uniform_values"]
 
 _GOLDEN = 0x9E3779B9
 
@@ -66,6 +66,11 @@ def key_from(*parts: int | str, device: torch.device | str = "cpu") -> Tensor:
         else:
             key = fold(key, part)
     return key
+
+
+def at_device(key: Tensor, device: torch.device | str) -> Tensor:
+    """Return a 0-d key of the host on a device; unlike a copy from unpinned memory this makes no GPU wait."""
+    return torch.full((), int(key), dtype=key.dtype, device=device)
 
 
 def threshold(probability: float) -> int:

@@ -7,9 +7,11 @@ command line and by `seedbed` on import, before any library that phones home is 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RuntimeConfig",
+    "autocast",
     "available_memory_bytes",
     "describe_machine",
     "prepare_environment",
@@ -67,10 +70,26 @@ class RuntimeConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where to compute. auto: cuda, else mps, else cpu."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Number type of the matrix products; weights, optimizer and loss stay float32. auto: bfloat16 where"
-        " the processor multiplies it in hardware, else float32.",
+        " the processor multiplies it in hardware, else float16 with a loss scale on a GPU and float32 on a CPU.",
+    )
+    compile: Literal["auto", "graphs", True, False] = Field(
+        "auto",
+        description="Compile the model's forward and backward pass; the first step then takes a minute or so. auto: on a GPU that"
+        " Triton is installed for. graphs: also record CUDA graphs, which needs steps of one micro-batch.",
+    )
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        "auto",
+        description="Kernel of attention that stays inside documents or windows, on a GPU. flex: skips the blocks nobody attends;"
+        " sdpa: PyTorch's fused kernel with a mask; auto: flex where it can.",
+    )
+    loss_logits_mib: int | None = Field(
+        None,
+        ge=0,
+        description="Logits over the vocabulary that exist at a time in a loss, MiB in float32: more are computed, turned into"
+        " gradients and dropped in portions. null: 512 on a GPU, no limit elsewhere. 0: no limit.",
     )
     threads: int = Field(
         0, ge=0, description="CPU threads. 0: all cores this process may use. Bits depend on it."
@@ -80,10 +99,23 @@ class RuntimeConfig(Config):
         description="Keep the input of each layer only and compute the rest again in the backward pass: memory of about one layer"
         " instead of all, for about a third more time. For long rows and deep models.",
     )
+    sharding: Literal["none", "full_shard", "shard_grad_op"] = Field(
+        "none",
+        description="What several workers share instead of each holding it whole. full_shard: weights, gradients and optimizer, a"
+        " layer's weights being gathered while it runs (ZeRO-3). shard_grad_op: the same, but gathered weights are kept until the"
+        " backward pass is over, and micro-batches sum up whole gradients first: faster, more memory (ZeRO-2).",
+    )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="Workers that share each layer of a gpt2 or llama model, by heads, and read the same rows (Megatron-LM). For"
+        " workers with fast connections; 1: none.",
+    )
     memory_gib: float = Field(
         0.0,
         ge=0.0,
-        description="Memory a step may take, GiB; the micro-batch is chosen to fit. 0: half of what is free.",
+        description="Memory a step may take, GiB; the micro-batch is chosen to fit. 0: half of what is free, of a GPU's nine"
+        " tenths.",
     )
 
     def torch_device(self) -> torch.device:
@@ -107,11 +139,33 @@ class RuntimeConfig(Config):
         import torch
 
         if self.precision != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+            kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+            return kinds[self.precision]
         device = self.torch_device()
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+            # Without hardware for it torch emulates bfloat16, and says that it supports it unless asked like this.
+            has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if has_it else torch.float16
         return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+
+    def compiles(self) -> bool:
+        """Say whether the model is compiled."""
+        if self.compile == "auto":
+            return self.torch_device().type == "cuda" and importlib.util.find_spec("triton") is not None
+        return self.compile is not False
+
+    def attention_kernel(self) -> Literal["sdpa", "flex"]:
+        """Return the kernel for attention inside documents or windows; it matters on a GPU only."""
+        if self.attention == "auto":
+            can = self.torch_device().type == "cuda" and importlib.util.find_spec("triton") is not None
+            return "flex" if can else "sdpa"
+        return self.attention
+
+    def loss_logits_bytes(self) -> int:
+        """Return the bytes of float32 logits that may exist at a time in a loss; 0: no limit."""
+        if self.loss_logits_mib is None:
+            return 512 << 20 if self.torch_device().type == "cuda" else 0
+        return self.loss_logits_mib << 20
 
     def num_threads(self) -> int:
         """Return the number of CPU threads to use; workers on one machine share its cores."""
@@ -121,7 +175,20 @@ class RuntimeConfig(Config):
         """Return the memory a step of this process may take."""
         if self.memory_gib:
             return int(self.memory_gib * 2**30)
+        if self.torch_device().type == "cuda":  # a worker has a device of its own
+            import torch
+
+            return int(0.9 * torch.cuda.mem_get_info()[0])
         return available_memory_bytes() // 2 // _local_workers()
+
+
+def autocast(device_type: str, compute_dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return the context in which matrix products run in `compute_dtype`; float32: one that changes nothing."""
+    import torch
+
+    if compute_dtype not in (torch.bfloat16, torch.float16):
+        return nullcontext()
+    return torch.autocast(device_type, compute_dtype)
 
 
 def _local_workers() -> int:
@@ -157,6 +224,12 @@ def prepare_process(config: RuntimeConfig) -> None:
     # The deterministic mode would also fill every new tensor, which protects only code that reads before it writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if config.compiles():
+        import torch._dynamo
+
+        # One function serves all stacks of a run, with and without padding, forward passes of every entry of a mixture: more
+        # than the eight variants after which torch goes on uncompiled.
+        torch._dynamo.config.recompile_limit = 64
     tune_allocator()
 
 
@@ -202,7 +275,15 @@ def describe_machine(config: RuntimeConfig | None = None) -> dict[str, Any]:
     import torch
 
     config = config or RuntimeConfig()
-    return {
+    # What is off is left out, so that machine.json files of before it existed still compare.
+    extras: dict[str, Any] = {}
+    if config.compiles():
+        extras["compile"] = config.compile if config.compile == "graphs" else True
+    if config.loss_logits_bytes():
+        extras["loss_logits_mib"] = config.loss_logits_bytes() >> 20
+    if config.torch_device().type == "cuda":
+        extras["attention"] = config.attention_kernel()
+    return extras | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,

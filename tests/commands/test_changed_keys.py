@@ -19,13 +19,21 @@ from seedbed.errors import ConfigError, SeedbedError
 from seedbed.recipe import Recipe
 from tiny_runs import write_sentences
 
-FREE = {f"training.{key}" for key in FREE_KEYS} | {"runtime.memory_gib", "runtime.activation_checkpointing"}
+FREE = {f"training.{key}" for key in FREE_KEYS}
+FREE |= {
+    "runtime.memory_gib",
+    "runtime.activation_checkpointing",
+    "runtime.attention",
+    "runtime.sharding",
+}
 """Change no result, so a resume may change them."""
-WARNS = {"runtime.threads", "runtime.precision"}
+WARNS = {"runtime.threads", "runtime.precision", "runtime.loss_logits_mib"}
 """Change rounding at most: a resume goes on, and says so."""
 ELSEWHERE = {
     "run": "another folder is another run",
     "runtime.device": "there is one here",
+    "runtime.compile": "a step would compile for a minute; machine.json names it (test_runtime.py), so it warns",
+    "runtime.tensor_parallel": "needs a model it cuts (test_workers.py)",
     "start": "all of it needs a start, whose digest is a key (test_start.py)",
     "training.budget_minutes": "one budget is given: training.budget_steps",
     "training.budget_tokens": "the same",

@@ -161,6 +161,29 @@ def test_going_on_with_another_number_of_workers(corpus, tmp_path):
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
 
 
+def test_shared_weights_go_on_whole_and_the_other_way_round(corpus, tmp_path):
+    """Five steps on two workers that share weights, three on one, four on two that share layers: one run, its log, its model."""
+    training = {"objective": {"name": "causal_lm"}, "ema_decay": 0.5}
+    llama = ["model.name=llama", "model.num_kv_heads=2"]
+    whole = recipe_in(tmp_path / "whole", corpus, **training)
+    assert main(["pretrain", str(whole), *llama, "--json"]) == 0
+    recipe = recipe_in(tmp_path / "cut", corpus, **training)
+    train(recipe, *llama, "--stop-after", "5", "runtime.sharding=full_shard", workers=2)
+    assert main(["pretrain", str(recipe), *llama, "--stop-after", "8", "--json"]) == 0
+    train(recipe, *llama, "runtime.tensor_parallel=2", workers=2)
+    one, cut = whole.parent / "run", recipe.parent / "run"
+    assert RowRecord.read(one / "pretrain") == RowRecord.read(cut / "pretrain")
+    assert [line["window"] for line in log(cut)] == [line["window"] for line in log(one)]
+    assert losses(cut) == pytest.approx(losses(one), rel=1e-5)
+    ours, theirs = (load_tensors(next((run / "model").glob("*.safetensors"))) for run in (one, cut))
+    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in ours)
+    samples = [json.loads((run / "pretrain" / "samples.json").read_text()) for run in (one, cut)]
+    assert samples[0]["before"] == samples[1]["before"]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, cut)]
+    assert summaries[0]["parameters"] == summaries[1]["parameters"]
+
+
 def test_stop_after_says_how_to_go_on(corpus, tmp_path, capsys):
     recipe = recipe_in(tmp_path, corpus)
     assert main(["pretrain", str(recipe), "--stop-after", "4", "--json"]) == 0

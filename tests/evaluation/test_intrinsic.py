@@ -10,7 +10,7 @@ from torch import nn
 
 from seedbed.data.views import WindowView
 from seedbed.evaluation import intrinsic
-from seedbed.evaluation.intrinsic import build_evaluation_set, score
+from seedbed.evaluation.intrinsic import Spread, build_evaluation_set, score
 from seedbed.objectives.base import Objective
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
@@ -75,3 +75,29 @@ def test_rows_of_a_batch_fit_a_limit_of_logits(monkeypatch: pytest.MonkeyPatch) 
     assert [len(batch.input_ids) for batch, _ in chosen.batches] == [3, 3, 2]
     monkeypatch.setattr(intrinsic, "_MAX_LOGITS", 1)
     assert len(build_evaluation_set(objective, view, max_rows=4).batches) == 4
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_processes_that_share_the_batches_have_the_scores_of_one(name: str, count: int) -> None:
+    """Each runs as many passes as any other, and the sums of all are those of one; with eight, some have no batch of their own."""
+    objective, modules, view = _parts(name)
+    chosen = build_evaluation_set(objective, view, max_rows=13, rows_per_batch=3)
+    passes: list[int] = []
+    sums: list[Mapping[tuple[str, str], float]] = []
+
+    def note(own: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
+        sums.append(own)
+        return own
+
+    for index in range(count):
+        spread = Spread(index, count, note)
+        passes.append(len(spread.own(len(chosen.batches))))
+        if sum(counts for _, counts in spread.own(len(chosen.batches))):
+            score(objective, modules, chosen, spread=spread)
+    assert len(set(passes)) == 1
+    total = {key: sum(own[key] for own in sums) for key in sums[0]}
+    found = score(objective, modules, chosen, spread=Spread(count - 1, count, lambda own: total))
+    whole = score(objective, modules, chosen)
+    assert found.keys() == whole.keys()
+    assert found == pytest.approx(whole, rel=1e-12)

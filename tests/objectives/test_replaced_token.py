@@ -13,6 +13,7 @@ from seedbed.models import MODELS
 from seedbed.models.huggingface import write_huggingface
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.llama import LlamaConfig
+from seedbed.objectives import replaced_token
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.objectives.replaced_token import (
     ReplacedTokenConfig,
@@ -110,6 +111,17 @@ def test_samples_follow_the_softmax():
         assert (shares - wanted).abs().max() < 0.004
     edges = sample_tokens(logits.expand(2, -1), torch.tensor([0, 2**32 - 1]))
     assert edges.tolist() == [0, 3]  # never the token of probability zero
+
+
+def test_a_gpu_draws_the_same_tokens_by_integers():
+    """But where a draw falls on the very edge, to 2^-24."""
+    logits = 3 * torch.randn(2000, 500, generator=torch.Generator().manual_seed(1))
+    draws = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
+    probabilities = logits.softmax(1)
+    found = replaced_token._invert_exactly(probabilities, draws)
+    assert (found == sample_tokens(logits, draws)).double().mean() > 0.999
+    edges = torch.tensor([0, 2**32 - 1])
+    assert replaced_token._invert_exactly(torch.tensor([[0.0, 0.5, 0.5, 0.0]] * 2), edges).tolist() == [1, 2]
 
 
 def test_samples_are_of_the_tokenizers_vocabulary_and_repeat_exactly():

@@ -45,7 +45,7 @@ class Child:
                 _alive.remove(self)
         return self.code
 
-    def wait(self, seconds: float = 180.0) -> int:
+    def wait(self, seconds: float = 1800.0) -> int:
         """Wait for the end; a child that takes longer is killed, and that is an error."""
         until = time.monotonic() + seconds
         while self.poll() is None:

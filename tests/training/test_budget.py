@@ -1,10 +1,14 @@
 """Budgets become steps, memory becomes a micro-batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from seedbed.errors import MemoryLimitError
+from seedbed.models.heads import LMHead, limit_logits
 from seedbed.models.trunks import set_recomputing
+from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
 from seedbed.training.budget import fit_micro_batch, plan_steps, saved_bytes
 from seedbed.training.config import TrainingConfig
@@ -110,3 +114,36 @@ def test_more_rows_fit_where_layers_run_again():
     plain = fit(0)
     set_recomputing(learner, True)
     assert fit(8) >= 2 * plain
+
+
+def test_a_loss_by_portions_lets_more_rows_fit():
+    """Its gradient of the matrix is paid for once, not by the row, and the forecast holds for what a larger micro-batch keeps."""
+    many = replace(VOCABULARY, vocab_size=4096)
+    objective = CausalLMConfig().build(many, row_length=16, is_segmented=False)
+    model = toy_model("llama", vocabulary=many)
+    learner = Learner([objective], objective.modules(model.trunk, model.head))
+    reader = toy_reader(objective.raw_row_length)
+
+    def sample(rows):
+        return MicroBatch(*objective.make_batch(*reader.read(0, rows)))
+
+    def fitting(num_bytes):
+        return fit_micro_batch(
+            learner,
+            sample,
+            rows_per_step=720_720,
+            memory_bytes=num_bytes,
+            compute_dtype=torch.float32,
+            max_rows=720_720,
+        )
+
+    weights = 4 * sum(p.numel() * 4 for p in learner.parameters())
+    memory = weights + 32 * 2**20
+    plain = fitting(memory)
+    limit = 64 * 4 * 4096  # 64 rows of logits
+    limit_logits(learner, limit)
+    by_portions = fitting(memory)
+    assert by_portions > 2 * plain
+    assert {head.logits_bytes for head in learner.modules() if isinstance(head, LMHead)} == {limit}
+    kept = saved_bytes(learner, sample(by_portions), compute_dtype=torch.float32)
+    assert weights + kept < memory < weights + 4 * kept

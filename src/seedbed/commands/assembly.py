@@ -15,22 +15,28 @@ from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
-from seedbed.errors import IncompatibleError
+from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
-from seedbed.evaluation.intrinsic import EvaluationSet, score
-from seedbed.hashing import fold, key_from
+from seedbed.evaluation.intrinsic import EvaluationSet, Spread, score
+from seedbed.hashing import at_device, fold, key_from
+from seedbed.models.config import TransformerConfig
 from seedbed.models.folder import settle_form
+from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.trunks import set_recomputing
+from seedbed.models.transformer import Layer
+from seedbed.models.trunks import compile_stacks, set_recomputing, use_flex
 from seedbed.objectives.base import Objective, Vocabulary
+from seedbed.objectives.chunked_cross_entropy import compile_losses
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
 from seedbed.runtime import prepare_process
+from seedbed.training.ahead import Windows
 from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
-from seedbed.training.parallel import agreed, num_workers, worker
+from seedbed.training.loss_scale import LossScale
+from seedbed.training.parallel import agreed, num_workers, sum_over_workers
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -42,6 +48,7 @@ __all__ = [
     "rows_of_window",
     "run_window",
     "samples_of",
+    "share_weights",
     "steps_from_start",
     "validation_of",
 ]
@@ -78,6 +85,7 @@ def assemble(
     recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
 ) -> Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
+    _check_sharding(recipe)
     vocabulary = Vocabulary.of(prepared.tokenizer)
     sections = entries_of(recipe.objective)
     description = (
@@ -85,6 +93,7 @@ def assemble(
         if start is None
         else start.model.config
     )
+    _check_tensor_parallel(recipe, description)
     vocabulary = _replaced(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
     objectives = [
         section.objective.build(
@@ -118,7 +127,15 @@ def assemble(
         [*modules, *modules[:1]] if has_replay else modules,
     ).to(device)
     set_recomputing(learner, recipe.runtime.activation_checkpointing)
+    limit_logits(learner, recipe.runtime.loss_logits_bytes())
+    if device.type == "cuda" and recipe.runtime.attention_kernel() == "flex":
+        use_flex(learner)
+    if recipe.runtime.compiles():
+        compile_stacks(learner, mode="reduce-overhead" if recipe.runtime.compile == "graphs" else None)
+        compile_losses(learner)
     state = TrainingState(learner, recipe.optim.build(learner.parts.named_parameters()))
+    if recipe.runtime.compute_dtype() == torch.float16:
+        state.loss_scale = LossScale(device)
     if start is not None:
         start.take_on(state)
 
@@ -150,6 +167,88 @@ def assemble(
         starts, ends = sum(entry.start for entry in entries), sum(entry.end for entry in entries)
         replay = Entry("replay", objectives[0], reader, share * starts, share * ends)
     return Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
+
+
+def share_weights(recipe: Recipe, setting: Setting) -> None:
+    """Share weights and optimizer among the workers, where there are several and the recipe says so; once."""
+    runtime, state = recipe.runtime, setting.state
+    if num_workers() == 1 or state.shards is not None:
+        return
+    # torch takes more than a second to import what these need.
+    if runtime.sharding != "none":
+        from seedbed.training.sharding import shard
+
+        shard(state, kind=runtime.sharding, device=setting.device, model=setting.model)
+    if runtime.tensor_parallel > 1:
+        from seedbed.training.tensor_parallel import split
+
+        split(state, size=runtime.tensor_parallel, device=setting.device, model=setting.model)
+
+
+def _check_tensor_parallel(recipe: Recipe, description: TransformerConfig) -> None:
+    """Refuse what cannot be had where workers share each layer, on any number of workers."""
+    size = recipe.runtime.tensor_parallel
+    if size == 1:
+        return
+    off = "runtime.tensor_parallel=1"
+    if num_workers() > 1 and num_workers() % size:
+        raise ConfigError(
+            f"runtime.tensor_parallel={size} needs a multiple of so many workers; there are {num_workers()}.",
+            hint=f"torchrun --nproc-per-node {size}, or another number",
+        )
+    others = {
+        "runtime.sharding": recipe.runtime.sharding != "none",
+        "training.exact": recipe.training.exact,
+        "training.gradient_compression": recipe.training.gradient_compression != "none",
+        "objective distillation, which looks at single heads": any(
+            section.objective.name == "distillation" for section in entries_of(recipe.objective)
+        ),
+        f"optim {recipe.optim.name}, which looks at whole matrices": recipe.optim.name
+        in ("lamb", "adafactor", "muon", "normuon"),
+    }
+    if found := [name for name, is_on in others.items() if is_on]:
+        raise ConfigError(
+            f"runtime.tensor_parallel={size} does not go together with {', '.join(found)}.",
+            hint=f"{off}, or change that",
+        )
+    odd = (
+        description.inner_norm or description.attention_gate or description.positions in ("alibi", "relative")
+    )
+    if description.family not in ("gpt2", "llama") or odd:
+        raise IncompatibleError(
+            f"runtime.tensor_parallel cuts the layers of gpt2 and llama models; this one is {description.family}.",
+            hint=f"{off}; runtime.sharding=full_shard shares any model",
+        )
+    sizes = {name: getattr(description, name) for name in ("num_heads", "num_kv_heads", "ffn_size")}
+    if wrong := [f"{name} {number}" for name, number in sizes.items() if number % size]:
+        raise IncompatibleError(
+            f"runtime.tensor_parallel={size} does not divide {', '.join(wrong)} of the model.",
+            hint=f"{off}, or sizes that it divides",
+        )
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    """Refuse what cannot be had with shared weights, on any number of workers."""
+    kind = recipe.runtime.sharding
+    if kind == "none":
+        return
+    if recipe.training.exact:
+        raise ConfigError(
+            f"training.exact adds up whole gradients in a fixed order; with runtime.sharding={kind} no worker ever holds them.",
+            hint="runtime.sharding=none, or training.exact=false",
+        )
+    if recipe.training.gradient_compression != "none":
+        raise ConfigError(
+            f"training.gradient_compression={recipe.training.gradient_compression} is a hook of DDP, which"
+            f" runtime.sharding={kind} takes the place of.",
+            hint="runtime.sharding=none, or training.gradient_compression=none",
+        )
+    if recipe.regularisation.adversarial.name == "smart":
+        raise ConfigError(
+            f"regularisation.adversarial smart differentiates inside its loss; with runtime.sharding={kind} that frees weights"
+            " the rest of the loss still needs.",
+            hint="runtime.sharding=none, or another kind of regularisation.adversarial",
+        )
 
 
 def validation_of(
@@ -196,12 +295,14 @@ def validation_of(
 
     def evaluate() -> dict[str, float]:
         scores = [
-            score(
+            setting.state.run(
+                score,
                 entry.objective,
                 setting.state.learner.modules_by_name(number),
                 stored[number][0],
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
+                spread=_spread(setting.state, recipe),
             )
             for number, entry in enumerate(setting.entries)
         ]
@@ -209,12 +310,14 @@ def validation_of(
         if setting.old is not None and old_stored is None:  # the same targets
             found |= {f"{OLD}{name}": value for name, value in scores[0].items()}
         if old_stored is not None:
-            old = score(
+            old = setting.state.run(
+                score,
                 setting.entries[0].objective,
                 setting.state.learner.modules_by_name(0),
                 old_stored,
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
+                spread=_spread(setting.state, recipe),
             )
             found |= {f"{OLD}{name}": value for name, value in old.items()}
         return found
@@ -222,6 +325,18 @@ def validation_of(
     return evaluate, together(
         [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
     )
+
+
+def _spread(state: TrainingState, recipe: Recipe) -> Spread | None:
+    """Return how workers share the batches of a validation; None: each scores all, so that their number changes no bit."""
+    if state.num_data_workers == 1 or recipe.training.exact:
+        return None
+
+    def add(sums: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+        copies = num_workers() // state.num_data_workers
+        return {key: value / copies for key, value in sum_over_workers(sums).items()}
+
+    return Spread(state.data_worker, state.num_data_workers, add)
 
 
 def _old_validation(
@@ -270,8 +385,8 @@ def feed_of(setting: Setting, plan: Plan, *, is_exact: bool = False, of_all: boo
         rows_per_step=plan.rows_per_step,
         num_windows=plan.num_windows,
         micro_batch_rows=plan.micro_batch_rows,
-        worker=0 if of_all else worker(),
-        num_workers=1 if of_all else num_workers(),
+        worker=0 if of_all else setting.state.data_worker,
+        num_workers=1 if of_all else setting.state.num_data_workers,
         is_exact=is_exact,
     )
 
@@ -289,7 +404,7 @@ def run_window(
     setting: Setting,
     state: TrainingState,
     recipe: Recipe,
-    feed: Feed,
+    feed: Windows,
     *,
     rate: float | None = None,
     record: Callable[[int, Sequence[MicroBatch]], None] | None = None,
@@ -305,9 +420,18 @@ def run_window(
         record: told of the rows that are read.
     """
     window, history = state.window, state.history
-    micro_batches = feed.micro_batches(window, device=setting.device)
+    made = feed.micro_batches(window)
     if record is not None:
-        record(window, micro_batches)
+        record(window, made)
+    micro_batches = [micro.to(setting.device) for micro in made]
+    perturbation = recipe.regularisation.perturbation()
+    if recipe.runtime.compile == "graphs" and (len(made) > 1 or perturbation is not None):
+        # A second backward pass would write over the gradients the first one left in the graph's memory.
+        raise ConfigError(
+            f"runtime.compile=graphs needs steps of one forward and backward pass; this one has {len(made)} micro-batches"
+            f"{'' if perturbation is None else ', each passed several times'}.",
+            hint="runtime.compile=true, or a smaller training.batch_tokens",
+        )
     result = train_step(
         state.wrapped or state.learner,
         state.optimizer,
@@ -317,12 +441,14 @@ def run_window(
         learning_rate=recipe.optim.rate(window, feed.num_windows, history) if rate is None else rate,
         settings=recipe.optim.settings(window, feed.num_windows, history),
         max_grad_norm=recipe.optim.max_grad_norm,
-        dropout_key=fold(key_from(recipe.training.seed, "dropout"), window).to(setting.device),
+        dropout_key=at_device(fold(key_from(recipe.training.seed, "dropout"), window), setting.device),
         compute_dtype=setting.compute_dtype,
-        perturbation=recipe.regularisation.perturbation(),
+        perturbation=perturbation,
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
         spikes=state.spikes,
+        loss_scale=state.loss_scale,
+        shards=state.shards,
     )
     if state.average is not None:
         state.average.update(state.parameters(), window, result.is_applied)
@@ -346,6 +472,9 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             compute_dtype=setting.compute_dtype,
             group_rows=entry.objective.group_rows,
             num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
+            # 64 rows fill a CPU; a GPU wants more tokens where rows are short.
+            max_rows=64 if setting.device.type == "cpu" else max(64, 2**16 // recipe.data.row_length),
+            fixed_bytes=_fixed_bytes(recipe, setting),
         )
 
     if recipe.training.micro_batch_rows:
@@ -356,11 +485,31 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
     return rows
 
 
+def _fixed_bytes(recipe: Recipe, setting: Setting) -> int:
+    """Return what weights, gradients and two moments take on each worker while it trains."""
+    learner, kind = setting.state.learner, recipe.runtime.sharding
+    whole = sum(p.numel() * p.element_size() for p in learner.parameters())
+    if kind == "none" or num_workers() == 1:
+        return 4 * whole
+    if kind == "shard_grad_op":
+        return 4 * whole // num_workers() + 2 * whole  # and whole weights and gradients in a backward pass
+    layers = {id(p): p for m in learner.modules() if isinstance(m, Layer) for p in m.parameters()}
+    in_layers = sum(p.numel() * p.element_size() for p in layers.values())
+    # Gathered, with their gradients: what is outside layers, the layer at hand, and the weights of the next.
+    return (
+        4 * whole // num_workers()
+        + 2 * (whole - in_layers)
+        + 3 * in_layers // setting.model.config.num_layers
+    )
+
+
 def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:
     """Choose the micro-batch from the memory limit, and the steps from the budget."""
     training = recipe.training
     rows = training.rows_per_step(recipe.data.row_length)
     probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
+    # The memory of a pass was counted with whole weights; its time is measured with shared ones.
+    share_weights(recipe, setting)
     feed = feed_of(setting, probe, is_exact=training.exact)
 
     def step(state: TrainingState, window: int) -> None:
@@ -368,7 +517,11 @@ def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> 
         run_window(setting, state, recipe, feed)
 
     def measure() -> tuple[float, float]:
-        step_seconds = time_steps(step, setting.state)
+        if setting.state.shards is None:
+            step_seconds = time_steps(step, setting.state)
+        else:
+            with setting.state.shards.unchanged(setting.state):
+                step_seconds = time_steps(step, setting.state, copies=False)
         began = time.perf_counter()
         evaluate()
         return step_seconds, agreed(time.perf_counter() - began)

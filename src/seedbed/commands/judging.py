@@ -26,7 +26,7 @@ def add_judging_arguments(
     why = ": small differences decide" if precision == "float32" else ""
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
         default=precision,
         help=f"number type of the matrix products (default {precision}{why})",
     )

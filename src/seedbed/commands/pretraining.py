@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from seedbed.commands.assembly import (
     rows_of_window,
     run_window,
     samples_of,
+    share_weights,
     validation_of,
 )
 from seedbed.commands.console import Console
@@ -61,9 +62,11 @@ from seedbed.errors import disk_errors
 from seedbed.models.folder import settle_form, write_model
 from seedbed.recipe import Recipe
 from seedbed.runtime import describe_machine, prepare_process
+from seedbed.training.ahead import made_ahead
 from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
 from seedbed.training.budget import Plan
 from seedbed.training.checkpoint import Checkpoints
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.continued import ForgettingHook, gained_and_forgotten
 from seedbed.training.drift import DriftHook
 from seedbed.training.hooks import (
@@ -115,6 +118,20 @@ def pretrain(
         Interrupted: SIGINT or SIGTERM asked to stop; the step was finished and saved.
         NumericError: three gradients in a row that were not finite, or spikes, and no rollback left.
     """
+    with ExitStack() as stack:
+        return _pretrain(recipe, prepared, console, stack, replace=replace, stop_after=stop_after)
+
+
+def _pretrain(
+    recipe: Recipe,
+    prepared: Prepared,
+    console: Console,
+    stack: ExitStack,
+    *,
+    replace: bool,
+    stop_after: int,
+) -> dict[str, Any]:
+    """Do it; what must be let go of afterwards is put on the stack."""
     console.heading("pretrain")
     runtime = recipe.runtime
     if recipe.training.exact and not runtime.threads:
@@ -146,6 +163,9 @@ def pretrain(
     setting = assemble(recipe, prepared, start, old)
     with first_worker_first():
         evaluate, baselines = validation_of(recipe, prepared, setting, replace=replace and is_first)
+    stack.callback(setting.state.release)
+    samples_path = folder / "samples.json"
+    before = samples_of(setting, prepared) if is_first and not samples_path.exists() else None
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is not None:
@@ -165,6 +185,7 @@ def pretrain(
             write_sealed_json(
                 folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
             )
+    share_weights(recipe, setting)
     describe_run(console, setting, recipe, plan, baselines)
 
     if recipe.training.ema_decay:
@@ -176,8 +197,10 @@ def pretrain(
 
     if recipe.training.spike_guard:
         setting.state.spikes = SpikeGuard(setting.device)
+    if recipe.training.gradient_compression == "powersgd" and num_workers() > 1:
+        setting.state.memory = PowerSGDMemory()
 
-    # Resume, or take samples of the untrained model.
+    # Resume.
     checkpoints = Checkpoints(
         folder / "checkpoints", inputs=inputs, keep_weights=recipe.training.keep_weights
     )
@@ -192,10 +215,9 @@ def pretrain(
         console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
     elif is_first:
         checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
-    samples_path = folder / "samples.json"
-    if is_first and not samples_path.exists():
+    if before is not None:
         with disk_errors(samples_path, doing="writing"):
-            write_json(samples_path, {"before": samples_of(setting, prepared)})
+            write_json(samples_path, {"before": before})
 
     # Train.
     began = time.monotonic()
@@ -247,7 +269,8 @@ def pretrain(
         max_rollbacks=recipe.training.max_rollbacks,
         rows_of=lambda window: rows_of_window(setting, plan, window),
     )
-    hooks.append(DriftHook())  # before anything is saved
+    if setting.state.shards is None:  # else no two workers hold the same
+        hooks.append(DriftHook())  # before anything is saved
     if recipe.training.max_rollbacks:
         if newest is None:
             rollback.act(setting.state)
@@ -268,11 +291,21 @@ def pretrain(
         if is_first:
             RowRecord.cut(folder, setting.state.window)
         wait_for_all()
-        record = RowRecord(folder, worker=worker(), num_workers=num_workers()).add
-    with _signals() as received, console.bars(), _wrapping(setting.state, recipe):
+        if (
+            worker() % (num_workers() // setting.state.num_data_workers) == 0
+        ):  # of those that read the same rows, one
+            record = RowRecord(
+                folder, worker=setting.state.data_worker, num_workers=setting.state.num_data_workers
+            ).add
+    with (
+        _signals() as received,
+        console.bars(),
+        _wrapping(setting.state, recipe),
+        made_ahead(feed, setting.device) as windows,
+    ):
         outcome = fit(
             setting.state,
-            lambda state: run_window(setting, state, recipe, feed, record=record),
+            lambda state: run_window(setting, state, recipe, windows, record=record),
             num_windows=plan.num_windows,
             tokens_per_window=plan.rows_per_step * recipe.data.row_length,
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),
@@ -289,11 +322,16 @@ def pretrain(
     train_seconds = trained()["train_seconds"]
     memory = setting.state.hooks.get("validation", {})
     if recipe.training.average_checkpoints:
-        checkpoints.load_mean(setting.state.learner.parts)
+        checkpoints.load_mean(setting.state.learner.parts, shards=setting.state.shards)
     elif keeps_best and memory.get("best_window") not in (None, outcome.window):
-        checkpoints.load_best(setting.state.learner.parts, window=memory["best_window"])
+        checkpoints.load_best(
+            setting.state.learner.parts, window=memory["best_window"], shards=setting.state.shards
+        )
     else:
         adopt_evaluation_weights(setting.state)
+    if setting.state.shards is not None:
+        setting.state.optimizer.state.clear()  # room for whole weights: training is over
+        setting.state.shards.gather()
     scores = evaluate()
     if not is_first:
         wait_for_all()
@@ -306,7 +344,7 @@ def pretrain(
         "objective": recipe.objective.name,
         "next": _next_command(setting, recipe),
         "family": recipe.model.name if start is None else start.report["family"],
-        "parameters": sum(p.numel() for p in setting.state.parameters().values()),
+        "parameters": setting.state.num_parameters,
         "valid_loss": scores["loss"],
         "valid": scores,
         "baselines": baselines,
@@ -365,11 +403,12 @@ def pretrain(
 
 @contextmanager
 def _wrapping(state: TrainingState, recipe: Recipe) -> Iterator[None]:
-    """Let steps go through DDP while the block runs, unless gradients are summed exactly."""
-    if recipe.training.exact or num_workers() == 1:
+    """Let steps go through DDP while the block runs, unless gradients are summed exactly, or weights are shared."""
+    if recipe.training.exact or num_workers() == 1 or state.shards is not None:
         yield
         return
-    with wrapped(state.learner, compression=recipe.training.gradient_compression) as state.wrapped:
+    compression = recipe.training.gradient_compression
+    with wrapped(state.learner, compression=compression, memory=state.memory) as state.wrapped:
         try:
             yield
         finally:

@@ -4,7 +4,8 @@ The recipe is trained for twice K steps once. Then the same again, stopped after
 resumed; with another number of workers; and on one worker first and that number after. Rows, losses, weights and optimizer of
 each are compared with the first. On one machine and number of workers every bit must agree. With another number of workers the
 rows must be the same and the losses within a tolerance, since sums are added up in another order; with training.exact=true every
-bit must agree there too.
+bit must agree there too. Where the workers share weights (runtime.sharding), a run on them is also stopped and resumed, and must
+agree to the bit with the one that was not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ EXAMPLES = """examples:
 The run folder gets the stages it lacks, and a folder prove/ with everything that was trained and prove.json; nothing else in it
 is touched. Exit code 8 means that something was not as it must be."""
 
-LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
+LOSS_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 5e-3}
 """Relative, over the first steps with another number of workers; bfloat16 rounds to 3 digits."""
 TOLERATED_STEPS = 20
 """Later steps are only reported: a difference of rounding grows with every step of training."""
@@ -95,7 +96,14 @@ def run(options: argparse.Namespace) -> int:
             _empty(folder)
         trainer = _Trainer(options, folder, run_folder)
         console.heading("prove")
-        compared = _all_arms(trainer, options.steps, options.workers, console, is_exact=recipe.training.exact)
+        compared = _all_arms(
+            trainer,
+            options.steps,
+            options.workers,
+            console,
+            is_exact=recipe.training.exact,
+            is_sharded=recipe.runtime.sharding != "none",
+        )
         result = {
             "steps": 2 * options.steps,
             "workers": options.workers,
@@ -226,7 +234,7 @@ class _Trainer:
 
 
 def _all_arms(
-    trainer: _Trainer, steps: int, workers: int, console: Console, *, is_exact: bool
+    trainer: _Trainer, steps: int, workers: int, console: Console, *, is_exact: bool, is_sharded: bool
 ) -> list[Comparison]:
     """Train all runs, and compare each with the first as soon as it is done."""
     console.note(f"whole: {2 * steps} steps")
@@ -237,8 +245,8 @@ def _all_arms(
     tolerance = LOSS_TOLERANCE[trainer.machine()["precision"]]
     compared = []
 
-    def compare(arm: Path, *, must_be_equal: bool, since: int = 0) -> None:
-        compared.append(_compare(whole, arm, must_be_equal=must_be_equal, tolerance=tolerance, since=since))
+    def compare(arm: Path, *, must_be_equal: bool, since: int = 0, other: Path = whole) -> None:
+        compared.append(_compare(other, arm, must_be_equal=must_be_equal, tolerance=tolerance, since=since))
 
     console.note(f"stopped: {steps} steps, stopped, {steps} more")
     stopped = trainer.arm("stopped")
@@ -263,6 +271,13 @@ def _all_arms(
         trainer.train(switched, "--stop-after", str(steps))
         trainer.train(switched, workers=workers)
         compare(switched, must_be_equal=is_exact, since=steps)
+
+    if workers > 1 and is_sharded:
+        console.note(f"shared: {steps} steps on {workers} workers that share weights, stopped, {steps} more")
+        shared = trainer.arm("shared")
+        trainer.train(shared, "--stop-after", str(steps), workers=workers)
+        trainer.train(shared, workers=workers)
+        compare(shared, must_be_equal=True, other=several)
     return compared
 
 

@@ -36,7 +36,7 @@ def write_report(run: Path) -> Path:
         IntegrityError: a file of it was changed.
     """
     from seedbed.artifact import open_verified, read_json, write_text
-    from seedbed.errors import DataError, disk_errors
+    from seedbed.errors import DataError, IntegrityError, disk_errors
     from seedbed.evaluation.report import RunReport, Sample, build_report
 
     if not (run / "corpus").exists():
@@ -73,9 +73,16 @@ def write_report(run: Path) -> Path:
         ],
         commands=[f"seedbed run {recipe}"] if recipe.exists() else [],
     )
+    try:
+        html = build_report(report)
+    except (KeyError, TypeError, ValueError) as error:  # JSON still, but another name or kind of value: a flipped bit
+        raise IntegrityError(
+            f"{run / 'pretrain'} has a damaged log: no report can be made of it ({error!r}).",
+            hint="the model stands; look at metrics.jsonl and timing.jsonl, which have no hash",
+        ) from error
     path = run / "report.html"
     with disk_errors(path, doing="writing"):
-        write_text(path, build_report(report))
+        write_text(path, html)
     return path
 
 

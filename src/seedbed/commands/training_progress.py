@@ -21,7 +21,7 @@ def describe_run(
     console: Console, setting: Setting, recipe: Recipe, plan: Plan, baselines: Mapping[str, float]
 ) -> None:
     """Say what is about to happen."""
-    parameters = sum(p.numel() for p in setting.state.parameters().values())
+    parameters = setting.state.num_parameters
     tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
     total = sum(entry.start + entry.end for entry in setting.fed)
     passes = [

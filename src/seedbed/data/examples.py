@@ -207,8 +207,9 @@ class ExampleReader(RowReader):
 
     def _members(self, epoch: int, window: int) -> Int64s:
         """Return the examples of a window in the order they are read."""
-        if self._last is not None and self._last[0] == (epoch, window):
-            return self._last[1]
+        known = self._last  # one reference: another thread may read another window meanwhile
+        if known is not None and known[0] == (epoch, window):
+            return known[1]
         start = window * self._window
         members = self._order(epoch)(
             np.arange(start, min(start + self._window, self.num_rows), dtype=np.int64)

@@ -158,14 +158,15 @@ class WindowView:
 
     def _documents(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return (token start in the store, token start in this epoch's stream) of the epoch's documents in order."""
-        if self._epoch is None or self._epoch[0] != epoch:
+        known = self._epoch  # one reference: another thread may read another epoch meanwhile
+        if known is None or known[0] != epoch:
             begin = np.append(np.asarray(self.split.document_starts(), dtype=np.int64), self.split.num_tokens)
             assert self._document_order_key is not None
             key = int(key_from(self._document_order_key, "documents", epoch)) & 0xFFFFFFFF
             order = KeyedPermutation(len(begin) - 1, key)(np.arange(len(begin) - 1, dtype=np.int64))
             lengths = np.diff(begin)[order]
-            self._epoch = (epoch, begin[:-1][order], np.concatenate(([0], np.cumsum(lengths))))
-        return self._epoch[1], self._epoch[2]
+            known = self._epoch = (epoch, begin[:-1][order], np.concatenate(([0], np.cumsum(lengths))))
+        return known[1], known[2]
 
 
 class RowReader:
@@ -206,12 +207,13 @@ class RowReader:
         return rows, Draws.for_rows(self.seed, self.name, rows.epochs, rows.row_ids)
 
     def _order(self, epoch: int) -> KeyedPermutation:
-        if epoch not in self._orders:
+        known = self._orders  # replaced, never changed: another thread may read another epoch meanwhile
+        if epoch not in known:
             low = int(key_from(self.seed, self.name, "order", epoch)) & 0xFFFFFFFF
             high = int(key_from(self.seed, self.name, "order, high word", epoch)) & 0xFFFFFFFF
-            self._orders = {epoch - 1: self._orders[epoch - 1]} if epoch - 1 in self._orders else {}
-            self._orders[epoch] = KeyedPermutation(self.num_rows, (high << 32) | low)
-        return self._orders[epoch]
+            before = {epoch - 1: known[epoch - 1]} if epoch - 1 in known else {}
+            known = self._orders = {**before, epoch: KeyedPermutation(self.num_rows, (high << 32) | low)}
+        return known[epoch]
 
 
 def segments_of(marks: Tensor, lengths: Tensor) -> Tensor:

@@ -7,19 +7,20 @@ float64 and divided once, by the number of targets: a score does not depend on h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seedbed.batch import Batch, Targets
 from seedbed.data.views import RowReader, View
 from seedbed.errors import DataError
 from seedbed.objectives.base import Objective
+from seedbed.runtime import autocast
 
-__all__ = ["EVALUATION_SEED", "EvaluationSet", "build_evaluation_set", "score"]
+__all__ = ["EVALUATION_SEED", "EvaluationSet", "Spread", "build_evaluation_set", "score"]
 
 EVALUATION_SEED = 20_000_003
 """Key of evaluation masks. Changing it makes every earlier figure incomparable."""
@@ -42,6 +43,26 @@ class EvaluationSet:
     batches: Sequence[tuple[Batch, Mapping[str, Targets]]]
     num_rows: int
     total_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Share the batches of an evaluation among processes, of which each has the same number of passes to run.
+
+    Attributes:
+        index: which process this is.
+        count: how many there are.
+        add: returns the sums over all processes, key by key, the same on each.
+    """
+
+    index: int
+    count: int
+    add: Callable[[Mapping[tuple[str, str], float]], Mapping[tuple[str, str], float]]
+
+    def own(self, num_batches: int) -> list[tuple[int, bool]]:
+        """Return the batches this process scores, and whether each counts: where none is left, the first is run for nothing."""
+        places = range(self.index, -(-num_batches // self.count) * self.count, self.count)
+        return [(place, True) if place < num_batches else (0, False) for place in places]
 
 
 def build_evaluation_set(
@@ -87,38 +108,44 @@ def score(
     *,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
+    spread: Spread | None = None,
 ) -> dict[str, float]:
     """Return loss (nats a target), perplexity, accuracy (top 1), accuracy_top5 and the number of targets.
 
     Every further sum k of a term (`Term.sums`) is reported as k, divided by the targets. With several terms, names are
-    prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights.
+    prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights. With `spread` several processes score
+    some batches each, and all get the scores of all; sums are then added in another order, in float64.
     """
-    sums: dict[str, dict[str, float]] = {}
+    spread = spread or Spread(0, 1, lambda sums: sums)
+    sums: dict[tuple[str, str], float] = {}
     objective = objective.for_evaluation()  # the plain loss, whatever smoothing or z-loss trains
     device_type = torch.device(device).type
     with (
         torch.no_grad(),
-        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+        autocast(device_type, compute_dtype),
     ):
-        for batch, targets in evaluation_set.batches:
+        for place, counts_here in spread.own(len(evaluation_set.batches)):
+            batch, targets = evaluation_set.batches[place]
             on_device = {term: target.to(device) for term, target in targets.items()}
             terms = objective.losses(modules, batch.to(device), on_device, with_details=True)
             counts = objective.counts(targets)
             for name, term in terms.items():
-                total = sums.setdefault(name, {"loss": 0.0, "count": 0.0})
-                total["loss"] += float(term.loss.double())
-                total["count"] += counts[name]
-                for key, value in term.sums.items():
-                    total[key] = total.get(key, 0.0) + float(value)
+                found: dict[str, Tensor | float]
+                found = {"loss": term.loss.double(), "count": counts[name], **term.sums}
+                for key, value in found.items():
+                    sums[name, key] = sums.get((name, key), 0.0) + (float(value) if counts_here else 0.0)
+    totals: dict[str, dict[str, float]] = {}
+    for (name, key), sum_of_all in spread.add(sums).items():
+        totals.setdefault(name, {})[key] = sum_of_all
     scores: dict[str, float] = {}
     weights = objective.weights(1.0)
-    for name, total in sums.items():
-        prefix = "" if len(sums) == 1 else f"{name}."
+    for name, total in totals.items():
+        prefix = "" if len(totals) == 1 else f"{name}."
         loss = total["loss"] / total["count"]
         rates = {key: value / total["count"] for key, value in total.items() if key not in ("loss", "count")}
         scores |= {f"{prefix}loss": loss, f"{prefix}perplexity": math.exp(min(loss, 700.0))}
         scores |= {f"{prefix}{_RATES.get(key, key)}": rate for key, rate in rates.items()}
         scores[f"{prefix}targets"] = total["count"]
-    if len(sums) > 1:
-        scores["loss"] = sum(weights[name] * scores[f"{name}.loss"] for name in sums)
+    if len(totals) > 1:
+        scores["loss"] = sum(weights[name] * scores[f"{name}.loss"] for name in totals)
     return scores

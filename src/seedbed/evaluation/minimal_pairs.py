@@ -29,6 +29,7 @@ from seedbed.corpus.sources import Source, WrongEndingError, open_source
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.models.language_model import LanguageModel
 from seedbed.progress import Progress, silent
+from seedbed.runtime import autocast
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -388,8 +389,7 @@ def _log_probabilities(
         attention="causal" if is_causal else "full",
     ).to(device)
     flat = torch.tensor(at, device=device)
-    enabled = compute_dtype == torch.bfloat16
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+    with torch.no_grad(), autocast(device.type, compute_dtype):
         if is_query:
             features = _query_features(model, batch, rows, flat % width, len(before))
         else:

@@ -24,6 +24,7 @@ from seedbed.models.language_model import LanguageModel
 from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.task_rows import frame_of, frame_rows, mean_features
 from seedbed.progress import Progress, silent
+from seedbed.runtime import autocast
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["POOLINGS", "Pooling", "SentenceVectors", "poolings_of", "score_similarity", "sentence_vectors"]
@@ -95,7 +96,7 @@ def sentence_vectors(
         batch, sizes = frame_rows(view.rows(np.zeros_like(chosen), chosen), frame)
         with (
             torch.no_grad(),
-            torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+            autocast(device_type, compute_dtype),
         ):
             batch = batch.to(device)
             hidden = model(batch).last

@@ -25,6 +25,7 @@ from seedbed.evaluation.baselines import corpus_baselines
 from seedbed.evaluation.intrinsic import build_evaluation_set, score
 from seedbed.objectives.base import Objective
 from seedbed.progress import Progress, silent
+from seedbed.runtime import autocast
 from seedbed.tokenizer.tokenizer import Tokenizer
 from seedbed.tokenizer.train import sample_lines
 
@@ -202,9 +203,7 @@ def pseudo_log_likelihood(
         targets = {objective.terms[0]: Targets(at=at, values=values).to(device)}
         with (
             torch.no_grad(),
-            torch.autocast(
-                torch.device(device).type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16
-            ),
+            autocast(torch.device(device).type, compute_dtype),
         ):
             terms = objective.losses(modules, Batch(ids).to(device), targets, with_details=True)
         per_target = terms[objective.terms[0]].per_target

@@ -41,19 +41,21 @@ from seedbed.data.examples import ExampleReader, ExampleView
 from seedbed.data.views import RowReader
 from seedbed.errors import IncompatibleError, IntegrityError, disk_errors
 from seedbed.finetune.config import FinetuneConfig
-from seedbed.hashing import fold, key_from
+from seedbed.hashing import at_device, fold, key_from
 from seedbed.metrics import METRICS
 from seedbed.models.classifier import Classifier, read_pretrained, write_classifier
 from seedbed.models.language_model import LanguageModel
 from seedbed.objectives.base import Vocabulary
 from seedbed.objectives.classification import Classification, ClassificationConfig
 from seedbed.progress import Progress, silent
+from seedbed.runtime import autocast
 from seedbed.tasks import Example, TaskData, choose, read_task
 from seedbed.tasks.formats import Split
 from seedbed.tokenizer.tokenizer import Tokenizer
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.hooks import CheckpointHook, Hook, MetricsLog, StepRecord, ValidationHook
 from seedbed.training.loop import fit
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -288,6 +290,7 @@ def _one_seed(
     device, dtype = config.runtime.torch_device(), config.runtime.compute_dtype()
     optim = config.optimizer(ground.model.config.hidden_size)
     state = TrainingState(learner, optim.build(learner.parts.named_parameters()))
+    state.loss_scale = LossScale(device) if dtype == torch.float16 else None
     view = objective.view_of(data.splits["train"], ground.tokenizer)
     reader = ExampleReader(view, name=objective.view, seed=seed, batch_rows=config.batch_rows)
     num_windows = max(1, math.ceil(config.epochs * view.num_rows / config.batch_rows))
@@ -306,8 +309,7 @@ def _one_seed(
         for start in range(first, first + config.batch_rows, micro_rows):
             rows, draws = reader.read(start, min(micro_rows, first + config.batch_rows - start))
             batch, targets = training.make_batch(rows, draws, progress=window / num_windows)
-            on_device = {term: target.to(device) for term, target in targets.items()}
-            micro_batches.append(MicroBatch(batch.to(device), on_device))
+            micro_batches.append(MicroBatch(batch, targets, counts=training.counts(targets)).to(device))
         return train_step(
             state.learner,
             state.optimizer,
@@ -317,8 +319,9 @@ def _one_seed(
             learning_rate=optim.rate(window, num_windows, state.history),
             settings=config.optim.settings(window, num_windows, state.history),
             max_grad_norm=optim.max_grad_norm,
-            dropout_key=fold(key_from(seed, "dropout"), window).to(device),
+            dropout_key=at_device(fold(key_from(seed, "dropout"), window), device),
             compute_dtype=dtype,
+            loss_scale=state.loss_scale,
             perturbation=config.regularisation.perturbation(),
             embedding_width=ground.model.config.embedding_width,
         )
@@ -392,8 +395,7 @@ def _score(
         chosen = order[start : start + _ROWS].astype(np.int64)
         batch, targets = objective.make_batch(*reader.read_at(chosen))
         on_device = {term: target.to(device) for term, target in targets.items()}
-        enabled = dtype == torch.bfloat16
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        with torch.no_grad(), autocast(device.type, dtype):
             outputs[torch.from_numpy(chosen)] = objective.outputs(modules, batch.to(device), on_device).cpu()
     true = np.asarray(data.targets(split))
     names = data.config.metric_names()

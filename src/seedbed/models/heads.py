@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from seedbed.models.layers.feed_forward import activate
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.trunks import Trunk
 
-__all__ = ["CausalLMHead", "LMHead", "MaskedLMHead", "make_head"]
+__all__ = ["CausalLMHead", "LMHead", "MaskedLMHead", "limit_logits", "make_head"]
 
 
 class LMHead(nn.Module):
@@ -19,7 +21,14 @@ class LMHead(nn.Module):
 
     A tied head holds the very Parameter of the token embedding, so an optimizer that reads `parameters()` of both sees
     it once.
+
+    Attributes:
+        logits_bytes: float32 logits a loss may hold at a time, see `limit_logits`; 0: all.
     """
+
+    logits_bytes: int = 0
+    loss_kernel: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """What computes the loss of a portion of logits, where it is compiled."""
 
     def __init__(self, config: TransformerConfig, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -71,3 +80,10 @@ def make_head(trunk: Trunk) -> LMHead:
     """Return the head that belongs to this kind of trunk, tied to its embedding if the config says so."""
     kind = MaskedLMHead if trunk.config.stack == "encoder" else CausalLMHead
     return kind(trunk.config, trunk.embedding.token)
+
+
+def limit_logits(module: nn.Module, num_bytes: int) -> None:
+    """Let losses over the vocabulary hold so many bytes of float32 logits at a time; 0: all. Only rounding depends on it."""
+    for head in module.modules():
+        if isinstance(head, LMHead):
+            head.logits_bytes = num_bytes

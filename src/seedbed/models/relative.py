@@ -147,8 +147,8 @@ class DisentangledTransformer(Transformer):
             rotary=None,
             query=plain.query,
             table=table if self.distance_norm is None else self.distance_norm(table),
-            query_rows=(query_rows - first).to(device),
-            key_rows=(key_rows - first).to(device),
+            query_rows=(query_rows - first).to(device, non_blocking=True),
+            key_rows=(key_rows - first).to(device, non_blocking=True),
             query_index=query_index,
             key_index=key_index,
         )

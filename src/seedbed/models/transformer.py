@@ -5,7 +5,7 @@ Single-device code that never sees labels. Heads are in `heads.py`, initial valu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -19,6 +19,7 @@ from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache, Memory
 from seedbed.models.config import TransformerConfig
 from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix
+from seedbed.models.layers.block_mask import flex_within, takes_flex
 from seedbed.models.layers.cross_attention import CROSS_SITES, CrossAttention, Reading
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
@@ -198,6 +199,11 @@ class Transformer(nn.Module):
     """The attention can use the fused kernel."""
     recomputes: bool = False
     """Keep a layer's input only, and run the layer again in the backward pass (activation checkpointing, 1604.06174)."""
+    compiled: Callable[..., Hidden] | None = None
+    """`run`, compiled (`trunks.compile_stacks`): what a training step calls in its place."""
+
+    flex: Callable[..., Tensor] | None = None
+    """Block-sparse attention, for masks that leave blocks empty (`trunks.use_flex`)."""
 
     def __init__(self, config: TransformerConfig, *, reads_memory: bool = False) -> None:
         super().__init__()
@@ -243,6 +249,33 @@ class Transformer(nn.Module):
         Raises:
             IncompatibleError: the batch asks for what this model does not have, or is longer than it can read.
         """
+        # Decoding makes a new shape with every token, and evaluation has shapes of its own: compiling them would cost more than
+        # it gives. The function is not bound: a copy of this module calls it with itself.
+        is_step = torch.is_grad_enabled() and cache is None and not capture
+        run = self.compiled if self.compiled is not None and is_step else type(self).run
+        return run(
+            self,
+            batch,
+            dropout_key=dropout_key,
+            embedding_delta=embedding_delta,
+            capture=capture,
+            cache=cache,
+            at=at,
+            memory=memory,
+        )
+
+    def run(
+        self,
+        batch: Batch,
+        *,
+        dropout_key: Tensor | None,
+        embedding_delta: Tensor | None,
+        capture: Sequence[str],
+        cache: Cache | None,
+        at: Tensor | None,
+        memory: Memory | None,
+    ) -> Hidden:
+        """Do what `forward` says. All choices here are made by shapes and plain fields, so it compiles to one graph for each."""
         config = self.config
         self._check(batch, capture, cache)
         if at is not None and f"hidden.{config.num_layers}" in capture:
@@ -394,6 +427,14 @@ class Transformer(nn.Module):
         is_plainly_causal = is_plainly_causal and distance is None
         needs_bias = not is_fused or any(name.startswith("attention.") for name in wanted)
         needs_bias = needs_bias or config.attention_dropout > 0
+        is_flex = self.flex is not None and takes_flex(
+            device_type=device.type,
+            length=total,
+            head_dim=config.head_dim,
+            attention=batch.attention,
+            is_training=torch.is_grad_enabled(),
+            has_bias=needs_bias or distance is not None or cache is not None or batch.query_at is not None,
+        )
 
         allowed: Tensor | None = None
         if needs_bias or not is_plainly_causal or config.local_window:
@@ -403,9 +444,14 @@ class Transformer(nn.Module):
             near = self._distance_bias(query_positions, key_positions, dtype)
             query = replace(query, bias=query.bias if near is None else query.bias + near)
         plans = {}
+        if is_flex and batch.is_segmented:
+            allowed = None  # what restricts is in the blocks
         for is_local in {config.is_local(index) for index in range(config.num_layers)}:
-            mask = allowed
-            if is_local:
+            mask, flex = allowed, None
+            if is_flex and self.flex is not None and (batch.is_segmented or is_local):
+                window = config.local_window if is_local else 0
+                mask, flex = None, flex_within(self.flex, batch, segment_ids, window=window)
+            elif is_local:
                 near = within_window(total, start, config.local_window, device)
                 mask = near if allowed is None else allowed & near
             theta = config.local_rope_theta if is_local else config.rope_theta
@@ -417,6 +463,7 @@ class Transformer(nn.Module):
                 rotary=self._rotary(positions, theta, dtype, scale=scale),
                 query=query,
                 query_rotary=self._rotary(query_positions, theta, dtype, scale=scale),
+                flex=flex,
             )
         return plans
 

@@ -23,7 +23,10 @@ from seedbed.data.draws import Draws
 from seedbed.data.views import Rows, RowSource, View, WindowView
 from seedbed.errors import IncompatibleError
 from seedbed.models.config import Stack
+from seedbed.models.heads import LMHead
 from seedbed.models.language_model import LanguageModel
+from seedbed.objectives import summed_loss
+from seedbed.objectives.chunked_cross_entropy import chunked_cross_entropy
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -385,9 +388,21 @@ def cross_entropy(
     With `with_details` the term also holds `sums["correct"]` and `sums["correct_top5"]` (weighted counts) and
     `per_target` losses. A target is correct when fewer than 1 (5) classes have a higher logit; classes that tie with
     it count half, so that a constant output scores at chance.
+
+    Where a head is told to limit its logits and they are more, or its loss is compiled besides, a loss without details goes by
+    portions (`chunked_cross_entropy.py`).
     """
-    logits = prediction.head(prediction.features).float()
+    head = prediction.head
+    if not with_details and isinstance(head, LMHead) and head.logits_bytes:
+        row_bytes = 4 * head.weight.shape[0]
+        if prediction.features.shape[0] * row_bytes > head.logits_bytes or head.loss_kernel is not None:
+            return Term(_in_portions(prediction, head, row_bytes, label_smoothing, z_loss), {})
+    logits = head(prediction.features)
     values, weights = prediction.targets.values, prediction.targets.weights
+    if not with_details and summed_loss.applies(logits):
+        smoothing = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        return Term(summed_loss.summed_loss(logits, values, weights, **smoothing), {})
+    logits = logits.float()
     if weights is None and z_loss == 0.0 and not with_details:
         return Term(F.cross_entropy(logits, values, reduction="sum", label_smoothing=label_smoothing), {})
     per_target = F.cross_entropy(logits, values, reduction="none", label_smoothing=label_smoothing)
@@ -402,3 +417,25 @@ def cross_entropy(
     if z_loss:
         loss = loss + z_loss * (weight * logits.logsumexp(dim=1).square()).sum()
     return Term(loss, sums, per_target if with_details else None)
+
+
+def _in_portions(
+    prediction: Prediction, head: LMHead, row_bytes: int, label_smoothing: float, z_loss: float
+) -> Tensor:
+    """Return the summed loss of a language model's head, a portion of its logits at a time."""
+    features = head.transform(prediction.features)
+    kind = features.device.type
+    targets = prediction.targets
+    return chunked_cross_entropy(
+        features,
+        head.weight,
+        head.bias,
+        targets.values,
+        targets.weights,
+        chunk_rows=head.logits_bytes // row_bytes,
+        compute_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=head.config.logit_softcap,
+        kernel=head.loss_kernel,
+    )

@@ -396,13 +396,26 @@ def sample_tokens(logits: Tensor, draws: Tensor, *, temperature: float = 1.0) ->
     Returns:
         (N,) int64 ids. The same logits and draws give the same ids; a probability below 6e-8 (float32) counts as 0.
     """
-    function = torch.softmax(logits / temperature, dim=1).cumsum(dim=1)
+    probabilities = torch.softmax(logits / temperature, dim=1)
+    if logits.device.type != "cpu":
+        return _invert_exactly(probabilities, draws)
+    function = probabilities.cumsum(dim=1)
     total = function[:, -1:]
     uniform = (draws.double() / 2**32).to(function.dtype)[:, None] * total
     uniform = torch.minimum(
         uniform, torch.nextafter(total, torch.zeros_like(total))
     )  # rounding may reach the total
     return torch.searchsorted(function, uniform, right=True).squeeze(1)
+
+
+def _invert_exactly(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Do the same with integers of 2^-30: CUDA adds floats up in no fixed order, which the deterministic mode refuses.
+
+    CPUs keep the sums of floats that published runs were drawn with.
+    """
+    function = (probabilities * 2**30).long().cumsum(dim=1)
+    below = (draws[:, None] * function[:, -1:]) >> 32
+    return torch.searchsorted(function, below, right=True).squeeze(1)
 
 
 def copy_loss(

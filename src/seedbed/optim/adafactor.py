@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seedbed.optim.base import OptimizerConfig
 from seedbed.optim.guard import GuardedOptimizer
+from seedbed.optim.shards import Shard, shards_of, sum_over_shards
 
 __all__ = ["Adafactor", "AdafactorConfig"]
 
@@ -60,13 +61,21 @@ class AdafactorConfig(OptimizerConfig):
 class Adafactor(GuardedOptimizer):
     """Keep (rows, 1) and (1, columns) of a matrix's second moment, the whole of a vector's."""
 
+    def keeps_whole(self, key: str, shape: tuple[int, ...]) -> bool:
+        """Say that a matrix's column moments are of all its rows."""
+        return key == "column" and len(shape) == 2
+
     def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Return zero moments and no steps."""
         step = torch.zeros((), device=parameter.device)
         if parameter.ndim < 2:
             return {"step": step, "variance": torch.zeros_like(parameter)}
-        row, column = parameter[..., :1], parameter[..., :1, :]
-        return {"step": step, "row": torch.zeros_like(row), "column": torch.zeros_like(column)}
+        row, column = parameter.shape[:-1], parameter.shape[:-2]  # of no rows too, where workers share few
+        return {
+            "step": step,
+            "row": parameter.new_zeros(*row, 1),
+            "column": parameter.new_zeros(*column, 1, parameter.shape[-1]),
+        }
 
     def update(
         self,
@@ -79,8 +88,9 @@ class Adafactor(GuardedOptimizer):
         for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
             state["step"] += 1.0
             weight = state["step"] ** -group["decay_exponent"]
+            shard = shards_of(group).get(parameter)
             scale = group["lr"] * (
-                _rms(parameter).clamp(min=group["min_scale"]) if group["is_relative"] else 1.0
+                _rms(parameter, shard).clamp(min=group["min_scale"]) if group["is_relative"] else 1.0
             )
             if parameter.ndim < 2:
                 variance = state["variance"].lerp_(gradient.square(), weight)
@@ -89,16 +99,26 @@ class Adafactor(GuardedOptimizer):
                 # The inverse roots of the two factors one after the other: their product is never written out.
                 square = gradient.square()
                 row = state["row"].lerp_(square.mean(-1, keepdim=True), weight)
-                column = state["column"].lerp_(square.mean(-2, keepdim=True), weight)
-                share = row / row.mean(-2, keepdim=True).clamp_(min=group["eps"] ** 2)
+                column = state["column"].lerp_(_mean_of_rows(square, shard), weight)
+                share = row / _mean_of_rows(row, shard).clamp_(min=group["eps"] ** 2)
                 gradient.mul_(share.clamp_(min=group["eps"] ** 2).rsqrt_())
                 gradient.mul_(column.clamp(min=group["eps"] ** 2).rsqrt_())
             if decay := group["lr"] * group["weight_decay"]:
                 parameter.mul_(1.0 - decay)
-            scale = scale / (_rms(gradient) / group["max_update_rms"]).clamp(min=1.0)
+            scale = scale / (_rms(gradient, shard) / group["max_update_rms"]).clamp(min=1.0)
             parameter.addcmul_(gradient, scale, value=-1.0)
 
 
-def _rms(tensor: Tensor) -> Tensor:
+def _rms(tensor: Tensor, shard: Shard | None) -> Tensor:
+    """Return the root mean square of a tensor, or of the whole of which these are some rows."""
     norm: Tensor = torch.linalg.vector_norm(tensor)
-    return norm / math.sqrt(max(1, tensor.numel()))
+    if shard is None:
+        return norm / math.sqrt(max(1, tensor.numel()))
+    return sum_over_shards(norm.square()).sqrt() / math.sqrt(max(1, shard.numel))
+
+
+def _mean_of_rows(tensor: Tensor, shard: Shard | None) -> Tensor:
+    """Return the mean over rows (..., 1, C) of (..., R, C), or of the whole (R, C) of which these are some rows."""
+    if shard is None or tensor.ndim > 2:
+        return tensor.mean(-2, keepdim=True)
+    return sum_over_shards(tensor.sum(-2, keepdim=True)) / shard.shape[0]

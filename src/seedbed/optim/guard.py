@@ -5,19 +5,23 @@ refuses the flag, Muon overlooks it), and libraries keep counters in Python that
 where the host can read it for nothing (a CPU), the step returns; elsewhere the state before is kept and chosen again by the
 flag, so that the host never waits. Everything an optimizer remembers is a tensor in its `state`, counters too: what
 a checkpoint saves, and what a skipped step takes back.
+
+Where workers share the weights, parameters are some rows of the whole, and a group holds `shards` (`shards.py`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["GuardedOptimizer", "adam_directions", "adam_state", "decay_weights"]
+from seedbed.optim.shards import shards_of
+
+__all__ = ["GuardedOptimizer", "adam_directions", "adam_state", "decay_weights", "holds_rows"]
 
 _CHUNK_ELEMENTS = 1 << 24
 """Weights updated at a time (64 MiB in float32): bounds what is kept of the state before."""
@@ -49,6 +53,15 @@ class GuardedOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Update weights and states in place; gradients may be overwritten. All are of one group."""
 
+    def keeps_whole(self, key: str, shape: tuple[int, ...]) -> bool:
+        """Say whether every worker holds the whole of this part of the state, where it holds some rows of the parameter only.
+
+        Args:
+            key: of the state.
+            shape: of the whole parameter.
+        """
+        return False
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Do one step."""
@@ -58,7 +71,7 @@ class GuardedOptimizer(torch.optim.Optimizer):
                 return
             flag = None
         for group in self.param_groups:
-            for parameters in _chunks([p for p in group["params"] if p.grad is not None]):
+            for parameters in _chunks([p for p in group["params"] if p.grad is not None], shards_of(group)):
                 states: list[dict[str, Tensor]] = []
                 for parameter in parameters:
                     state = self.state[parameter]
@@ -71,6 +84,12 @@ class GuardedOptimizer(torch.optim.Optimizer):
                 if flag is not None:
                     for tensor, old in zip(changing, before, strict=True):
                         torch.where(flag != 0, old, tensor, out=tensor)
+
+
+def holds_rows(optimizer: torch.optim.Optimizer, key: str, tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Say whether a tensor of an optimizer's state has a row for each of its parameter's, so that workers share it alike."""
+    keeps_whole = isinstance(optimizer, GuardedOptimizer) and optimizer.keeps_whole(key, shape)
+    return tensor.ndim > 0 and not keeps_whole
 
 
 def adam_state(parameter: Tensor) -> dict[str, Tensor]:
@@ -130,15 +149,16 @@ def _is_at_hand(flag: Tensor) -> bool:
     return flag.device.type == "cpu"
 
 
-def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield runs of parameters of about `_CHUNK_ELEMENTS` weights."""
+def _chunks(parameters: Sequence[Tensor], shards: Mapping[Tensor, Any]) -> Iterator[list[Tensor]]:
+    """Yield runs of parameters of about `_CHUNK_ELEMENTS` weights: of the whole ones, so that all workers cut alike."""
     chunk: list[Tensor] = []
     size = 0
     for parameter in parameters:
-        if chunk and size + parameter.numel() > _CHUNK_ELEMENTS:
+        own = shards[parameter].numel if parameter in shards else parameter.numel()
+        if chunk and size + own > _CHUNK_ELEMENTS:
             yield chunk
             chunk, size = [], 0
         chunk.append(parameter)
-        size += parameter.numel()
+        size += own
     if chunk:
         yield chunk

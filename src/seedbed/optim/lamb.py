@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seedbed.optim.base import OptimizerConfig
 from seedbed.optim.guard import GuardedOptimizer, adam_directions, adam_state
+from seedbed.optim.shards import shards_of, sum_over_shards
 
 __all__ = ["LAMB", "LAMBConfig"]
 
@@ -60,9 +61,12 @@ class LAMB(GuardedOptimizer):
         )
         if group["weight_decay"]:
             torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
-        for parameter, direction in zip(parameters, directions, strict=True):
-            if parameter.ndim >= 2:
-                size, length = parameter.norm(), direction.norm()
-                # Matrices that begin at zero, and directions that are zero, have a ratio of 1.
-                direction.mul_(torch.where((size > 0) & (length > 0), size / length, 1.0))
+        matrices = [pair for pair in zip(parameters, directions, strict=True) if pair[0].ndim >= 2]
+        lengths = [(parameter.norm(), direction.norm()) for parameter, direction in matrices]
+        if shards_of(group) and matrices:
+            squares = torch.stack([torch.stack(pair) for pair in lengths]).square()
+            lengths = [(size, length) for size, length in sum_over_shards(squares).sqrt()]
+        for (_, direction), (size, length) in zip(matrices, lengths, strict=True):
+            # Matrices that begin at zero, and directions that are zero, have a ratio of 1.
+            direction.mul_(torch.where((size > 0) & (length > 0), size / length, 1.0))
         torch._foreach_add_(parameters, directions, alpha=-group["lr"])

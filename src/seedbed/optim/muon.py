@@ -15,6 +15,7 @@ from seedbed.optim.base import OptimizerConfig
 from seedbed.optim.groups import is_hidden_matrix
 from seedbed.optim.guard import GuardedOptimizer, adam_directions, adam_state, decay_weights
 from seedbed.optim.schedule import History
+from seedbed.optim.shards import shards_of
 
 __all__ = ["Muon", "MuonConfig", "orthogonalize", "projections"]
 
@@ -160,11 +161,19 @@ class Muon(GuardedOptimizer):
         wanted: Sequence[Tensor] = momenta
         if group["is_nesterov"]:
             wanted = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        directions = [torch.empty_like(parameter) for parameter in parameters]
+        # Of NorMuon; here None.
+        memories = [state.get("row_square") for state in states]
+        if shards := [shards_of(group)[p] for p in parameters if shards_of(group)]:
+            # Singular vectors are of the whole matrix. Every worker finds them, as it would with whole weights.
+            wanted = [shard.whole(matrix) for shard, matrix in zip(shards, wanted, strict=True)]
+            memories = [None if m is None else s.whole(m) for s, m in zip(shards, memories, strict=True)]
+        directions = [torch.empty_like(matrix) for matrix in wanted]
         places: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-        for parameter, matrix, direction, state in zip(parameters, wanted, directions, states, strict=True):
-            sizes = list(group["rows"].get(parameter, (parameter.shape[0],)))
-            memory = state.get("row_square", direction[:, :1])  # of NorMuon; here any column, unused
+        for parameter, matrix, direction, memory in zip(
+            parameters, wanted, directions, memories, strict=True
+        ):
+            sizes = list(group["rows"].get(parameter, (matrix.shape[0],)))
+            memory = direction[:, :1] if memory is None else memory  # any column, unused
             for piece, out, rows in zip(
                 *(torch.split(each, sizes) for each in (matrix, direction, memory)), strict=True
             ):
@@ -180,7 +189,10 @@ class Muon(GuardedOptimizer):
             stacked *= _shape_factor(stacked.shape[-2], stacked.shape[-1], group["update_scale"])
             for (_, out, _), piece in zip(pieces, stacked, strict=True):
                 out.copy_(piece)
-        return directions
+        for shard, state, memory in zip(shards, states, memories, strict=False):
+            if memory is not None:
+                state["row_square"].copy_(shard.own(memory))
+        return [s.own(d) for s, d in zip(shards, directions, strict=True)] if shards else directions
 
     def finish(self, stacked: Tensor, rows: list[Tensor], group: dict[str, Any]) -> Tensor:
         """Return what is done with orthogonal matrices (n, R, C) before they are scaled: nothing (NorMuon: something)."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from seedbed.errors import MemoryLimitError
+from seedbed.models.heads import LMHead
 from seedbed.models.trunks import set_recomputing
+from seedbed.runtime import autocast
 from seedbed.training.config import TrainingConfig
 from seedbed.training.parallel import agreed
 from seedbed.training.step import Learner, MicroBatch
@@ -26,6 +28,8 @@ __all__ = ["Plan", "fit_micro_batch", "plan_steps", "saved_bytes"]
 _MAX_MICRO_BATCH_ROWS = 64
 _MAX_VALIDATIONS = 20
 _VALIDATION_SHARE = 0.2  # of the time there is, at most; two validations are made in any case
+_PORTION_ROWS = 8  # of the loss while its memory is measured: even two short rows have more targets
+_LOGIT_COPIES = 3  # of a portion's logits at a time: as they come, in float32, their gradient
 _SLACK = 1.5  # what a step needs besides the tensors saved for backward: gradients of activations, buffers, allocator
 
 
@@ -73,7 +77,7 @@ def saved_bytes(learner: Learner, micro: MicroBatch, *, compute_dtype: torch.dty
     scales = dict.fromkeys(learner.objectives[micro.entry].terms, 1.0)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast(device_type, torch.bfloat16, enabled=compute_dtype == torch.bfloat16),
+        autocast(device_type, compute_dtype),
     ):
         loss, _ = learner(micro, scales, None, None)
     del loss
@@ -89,8 +93,10 @@ def fit_micro_batch(
     compute_dtype: torch.dtype,
     group_rows: int = 1,
     num_recomputed_layers: int = 0,
+    max_rows: int = _MAX_MICRO_BATCH_ROWS,
+    fixed_bytes: int | None = None,
 ) -> int:
-    """Return the largest divisor of the step's rows whose forward and backward pass fit the memory, 64 at most.
+    """Return the largest divisor of the step's rows whose forward and backward pass fit the memory.
 
     Args:
         learner: what trains.
@@ -100,21 +106,38 @@ def fit_micro_batch(
         compute_dtype: as in training.
         group_rows: rows that must stay together.
         num_recomputed_layers: layers of a model that runs them again in the backward pass, one at a time; 0: it does not.
+        max_rows: the answer at most.
+        fixed_bytes: what weights, gradients and optimizer take. None: the learner's weights four times, for two moments.
 
     Raises:
         MemoryLimitError: not even one row (one group) fits.
     """
     few = max(min(2, rows_per_step), group_rows)
-    micro = sample(few)
-    saved = saved_bytes(learner, micro, compute_dtype=compute_dtype)
-    if num_recomputed_layers:
-        set_recomputing(learner, False)
-        saved += saved_bytes(learner, micro, compute_dtype=compute_dtype) // num_recomputed_layers
-        set_recomputing(learner, True)
-    per_row = saved / few * _SLACK
-    fixed = 4 * sum(
-        p.numel() * p.element_size() for p in learner.parameters()
-    )  # weights, gradients, two moments
+
+    def saved_of(rows: int) -> int:
+        micro = sample(rows)
+        saved = saved_bytes(learner, micro, compute_dtype=compute_dtype)
+        if num_recomputed_layers:
+            set_recomputing(learner, False)
+            saved += saved_bytes(learner, micro, compute_dtype=compute_dtype) // num_recomputed_layers
+            set_recomputing(learner, True)
+        return saved
+
+    if fixed_bytes is None:
+        fixed_bytes = 4 * sum(p.numel() * p.element_size() for p in learner.parameters())
+    fixed: float = fixed_bytes
+    limits = {head: head.logits_bytes for head in learner.modules() if isinstance(head, LMHead)}
+    if any(limits.values()):
+        # A loss by portions keeps a gradient of the matrix, however many rows there are, and for a while a portion of logits.
+        for head in limits:
+            head.logits_bytes = 4 * head.weight.shape[0] * _PORTION_ROWS
+        once, twice = saved_of(few), saved_of(2 * few)
+        for head, num_bytes in limits.items():
+            head.logits_bytes = num_bytes
+        per_row = (twice - once) / few * _SLACK
+        fixed += 2 * once - twice + _LOGIT_COPIES * max(limits.values())
+    else:
+        per_row = saved_of(few) / few * _SLACK
     fitting = int((memory_bytes - fixed) // per_row)
     if fitting < group_rows:
         what = "one row" if group_rows == 1 else f"a group of {group_rows} rows"
@@ -124,7 +147,7 @@ def fit_micro_batch(
             f" the limit is {memory_bytes / 2**30:.2f} GiB.",
             hint="a smaller model.preset or data.row_length, or a higher runtime.memory_gib",
         )
-    limit = min(fitting, max(_MAX_MICRO_BATCH_ROWS, group_rows), rows_per_step)
+    limit = min(fitting, max(max_rows, group_rows), rows_per_step)
     if group_rows > 1:
         return limit // group_rows * group_rows
     return next(rows for rows in range(limit, 0, -1) if rows_per_step % rows == 0)
@@ -184,10 +207,15 @@ def plan_steps(
 
 
 def time_steps(
-    run: Callable[[Any, int], object], state: Any, *, seconds: float = 4.0, at_least: int = 3
+    run: Callable[[Any, int], object],
+    state: Any,
+    *,
+    seconds: float = 4.0,
+    at_least: int = 3,
+    copies: bool = True,
 ) -> float:
-    """Return the median seconds of a step, run on a deep copy of the state after one step of warm-up."""
-    scratch = copy.deepcopy(state)
+    """Return the median seconds of a step after one step of warm-up, run on a deep copy of the state, or on itself."""
+    scratch = copy.deepcopy(state) if copies else state
     run(scratch, 0)
     times: list[float] = []
     while len(times) < at_least or sum(times) < seconds:

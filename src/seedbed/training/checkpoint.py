@@ -6,6 +6,10 @@
     pretrain/checkpoints/anchor-00000380/   full, where validations are: what a run rolls back to; the two newest
     pretrain/checkpoints/mean-00000380/   weights only, of the last validations, when their mean is exported
 
+Where workers share the weights, all of them save: each tensor in turn is gathered, and the first worker writes it. The files are
+those of a run with whole weights, and either kind of run goes on from either. What gradients that travelled as products of thin
+matrices left over is saved for each worker (`powersgd-0-of-2.safetensors`), and of no use to another number of workers.
+
 Names carry the window (rows consumed), and the newest sound one is found by name and manifest, never by a file time.
 """
 
@@ -14,17 +18,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from seedbed.artifact import Artifact, open_verified, publish, remove, sweep, write_json
+from seedbed.artifact import Artifact, Draft, open_verified, publish, remove, sweep, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
-from seedbed.tensors import load_tensors, save_tensors
+from seedbed.optim.shards import Shard, Slices
+from seedbed.tensors import TensorFile, load_tensors, open_tensors, save_tensors, stream_order, stream_tensors
+from seedbed.training.parallel import any_worker, from_worker, num_workers, worker
 from seedbed.training.state import TrainingState, named_tensors
+
+if TYPE_CHECKING:
+    from seedbed.training.shards import Shards
 
 __all__ = ["CHECKPOINT_VERSION", "Checkpoints"]
 
@@ -49,14 +61,14 @@ class Checkpoints:
     def save(self, state: TrainingState, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Save a full checkpoint of the state, then let older ones go; saving the same window twice does nothing."""
         target = self._save_state("step", state, extra or {})
-        self._rotate()
+        if worker() == 0:
+            self._rotate()
         return target
 
     def save_anchor(self, state: TrainingState) -> None:
         """Save a full checkpoint to roll back to; the two newest are kept."""
         self._save_state("anchor", state, {})
-        for older in self._listed("anchor")[:-2]:
-            remove(older)
+        self._keep("anchor", 2)
 
     def load_anchor(self, state: TrainingState, *, before: int) -> int:
         """Load the newest anchor of a window before this one, all but its window, hooks and known norms; return its window.
@@ -75,7 +87,7 @@ class Checkpoints:
         state.optimizer.state.clear()
         if state.average is not None:
             state.average.tensors = {}
-        self.load(state, open_verified(paths[-1], stage="checkpoint", version=CHECKPOINT_VERSION))
+        self.load(state, self._open(paths[-1]))
         state.window, state.num_skipped, state.hooks = window, window - state.step, hooks
         if state.spikes is not None and memory is not None:
             state.spikes.memory = memory
@@ -84,26 +96,28 @@ class Checkpoints:
     def _save_state(self, kind: str, state: TrainingState, extra: Mapping[str, Any]) -> Path:
         """Save everything of a state as `<kind>-<window>`, unless it is there and sound."""
         target = self.folder / f"{kind}-{state.window:08d}"
-        if not self._has(target):
-            weights, moments = dict(named_tensors(state.learner.parts)), state.optimizer_tensors()
-            averages = {} if state.average is None else state.average.tensors
-            with self._publish(target, needed_bytes=_bytes(weights, moments, averages)) as draft:
-                save_tensors(weights, draft.path / "model.safetensors")
-                save_tensors(moments, draft.path / "optimizer.safetensors")
-                if state.average is not None and state.average.tensors:
-                    save_tensors(state.average.tensors, draft.path / "average.safetensors")
+        with self._saving(target, state) as save:
+            if save is None:
+                return target
+            save("model.safetensors", state.model_tensors(), state.layout)
+            save("optimizer.safetensors", state.optimizer_tensors(), state.optimizer_layout())
+            if state.average is not None and state.average.tensors:
+                save("average.safetensors", state.average.tensors, state.layout)
+            if state.memory is not None:
+                save.of_each_worker("powersgd", state.memory.saved())
+            if save.draft is not None:
                 write_json(
-                    draft.path / "state.json",
+                    save.draft.path / "state.json",
                     {
                         "window": state.window,
                         "num_skipped": state.num_skipped,
                         "skips_in_a_row": state.skips_in_a_row,
                         "hooks": state.hooks,
                         **({} if state.spikes is None else {"gradient_norms": state.spikes.values()}),
+                        **({} if state.loss_scale is None else {"loss_scale": state.loss_scale.values()}),
                         **extra,
                     },
                 )
-                draft.counts = {"window": state.window}
         return target
 
     def save_best(self, state: TrainingState) -> None:
@@ -114,28 +128,16 @@ class Checkpoints:
         """Save the weights as one of the last `keep`, whose mean is to be exported."""
         self._save_weights("mean", state, keep=keep)
 
-    def load_mean(self, parts: nn.ModuleDict) -> list[int]:
+    def load_mean(self, parts: nn.ModuleDict, *, shards: Shards | None = None) -> list[int]:
         """Load the mean of the weights saved for it (summed in float64), and return their windows."""
         paths = self._listed("mean")
-        sums: dict[str, Tensor] = {}
-        artifact = None
-        for path in paths:
-            artifact = open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
-            for name, tensor in load_tensors(artifact.file("model.safetensors")).items():
-                value = tensor.double() if tensor.is_floating_point() else tensor
-                is_sum = name in sums and tensor.is_floating_point()
-                sums[name] = sums[name] + value if is_sum else value  # of counters the last
-        if artifact is not None:
-            means = {n: s / len(paths) if s.is_floating_point() else s for n, s in sums.items()}
-            _put_parts(parts, means, artifact)
+        if paths:
+            _load_parts(parts, [self._open(path) for path in paths], shards)
         return [_window_of(path) for path in paths]
 
-    def load_best(self, parts: nn.ModuleDict, *, window: int) -> None:
+    def load_best(self, parts: nn.ModuleDict, *, window: int, shards: Shards | None = None) -> None:
         """Load the best weights, which validation recorded at `window`."""
-        artifact = open_verified(
-            self.folder / f"best-{window:08d}", stage="checkpoint", version=CHECKPOINT_VERSION
-        )
-        _load_parts(parts, artifact)
+        _load_parts(parts, [self._open(self.folder / f"best-{window:08d}")], shards)
 
     def newest(self) -> Artifact | None:
         """Return the newest sound full checkpoint, or None when there is none at all.
@@ -148,7 +150,7 @@ class Checkpoints:
         damage: list[IntegrityError] = []
         for path in reversed(self._listed("step")):
             try:
-                artifact = open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
+                artifact = self._open(path)
                 artifact.verify()
             except IntegrityError as error:
                 _logger.warning("checkpoint passed over: %s", error.message)
@@ -177,17 +179,21 @@ class Checkpoints:
                 )
         self.load_parts_and_moments(state, artifact)
         if state.average is not None and "average.safetensors" in artifact.files:
-            parameters = state.parameters()
-            state.average.tensors = {
-                name: tensor.to(parameters[name].device)
-                for name, tensor in load_tensors(artifact.file("average.safetensors")).items()
-            }
+            parameters, layout = state.parameters(), state.layout
+            with open_tensors(artifact.file("average.safetensors")) as file:
+                state.average.tensors = {
+                    name: _read(file, name, layout).to(parameters[name].device) for name in file.names
+                }
+        if state.memory is not None:
+            _load_memory(state, artifact)
         saved: dict[str, Any] = json.loads(artifact.file("state.json").read_text(encoding="utf-8"))
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
         state.hooks = saved["hooks"]
         if state.spikes is not None:
             state.spikes.restore(saved["gradient_norms"])
+        if state.loss_scale is not None and "loss_scale" in saved:
+            state.loss_scale.load(saved["loss_scale"])
         return saved
 
     def load_parts_and_moments(self, state: TrainingState, artifact: Artifact) -> None:
@@ -196,8 +202,10 @@ class Checkpoints:
         Raises:
             IncompatibleError: its tensors do not fit the model.
         """
-        _load_parts(state.learner.parts, artifact)
-        state.load_optimizer_tensors(load_tensors(artifact.file("optimizer.safetensors")))
+        _load_parts(state.learner.parts, [artifact], state.shards)
+        with open_tensors(artifact.file("optimizer.safetensors")) as file:
+            for name in file.names:  # one at a time, since of shared ones only some rows are kept
+                state.load_optimizer_tensors({name: file.read(name)})
 
     def drop_after(self, window: int) -> None:
         """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again.
@@ -212,14 +220,46 @@ class Checkpoints:
 
     def _save_weights(self, kind: str, state: TrainingState, *, keep: int) -> None:
         """Save the weights as `<kind>-<window>`, then remove all but the newest `keep` of the kind."""
-        target = self.folder / f"{kind}-{state.window:08d}"
-        if not self._has(target):
-            weights = dict(named_tensors(state.learner.parts))
-            with self._publish(target, needed_bytes=_bytes(weights)) as draft:
-                save_tensors(weights, draft.path / "model.safetensors")
-                draft.counts = {"window": state.window}
-        for older in self._listed(kind)[:-keep]:
+        with self._saving(self.folder / f"{kind}-{state.window:08d}", state) as save:
+            if save is not None:
+                save("model.safetensors", state.model_tensors(), state.layout)
+        self._keep(kind, keep)
+
+    @contextmanager
+    def _saving(self, target: Path, state: TrainingState) -> Iterator[_Writer | None]:
+        """Yield what saves tensors into `target`; None where there is nothing to do: it is there, or the first worker does it."""
+        if worker() > 0 and not state.is_of_all_workers:
+            yield None
+            return
+        is_there = worker() == 0 and self._has(target)
+        if any_worker(is_there) if state.is_of_all_workers else is_there:
+            yield None
+            return
+        if worker() > 0:
+            yield _Writer(None)
+            return
+        with self._publish(target, needed_bytes=_bytes_of(state, target)) as draft:
+            yield _Writer(draft)
+            draft.counts = {"window": state.window}
+
+    def _keep(self, kind: str, number: int) -> None:
+        """Remove all but the newest of a kind."""
+        for older in self._listed(kind)[:-number] if worker() == 0 else []:
             remove(older)
+
+    def _open(self, path: Path) -> Artifact:
+        return open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
+
+    def _has(self, target: Path) -> bool:
+        """Say whether a checkpoint is there; a damaged one, passed over by the resume, is removed."""
+        if not target.exists():
+            return False
+        try:
+            self._open(target).verify()
+        except IntegrityError:
+            remove(target)
+            return False
+        return True
 
     def _publish(self, target: Path, *, needed_bytes: int = 0) -> Any:
         return publish(
@@ -229,17 +269,6 @@ class Checkpoints:
             inputs=self.inputs,
             needed_bytes=needed_bytes,
         )
-
-    def _has(self, target: Path) -> bool:
-        """Say whether a checkpoint is there; a damaged one, passed over by the resume, is removed."""
-        if not target.exists():
-            return False
-        try:
-            open_verified(target, stage="checkpoint", version=CHECKPOINT_VERSION).verify()
-        except IntegrityError:
-            remove(target)
-            return False
-        return True
 
     def _listed(self, kind: str) -> list[Path]:
         return sorted(self.folder.glob(f"{kind}-*")) if self.folder.is_dir() else []
@@ -257,35 +286,118 @@ class Checkpoints:
             remove(old)
 
 
-def _bytes(*tensors: Mapping[str, Tensor]) -> int:
-    """Return what these take on the disk, headers left out."""
-    return sum(tensor.numel() * tensor.element_size() for part in tensors for tensor in part.values())
+def _bytes_of(state: TrainingState, target: Path) -> int:
+    """Return about what a checkpoint of the state takes on the disk; where workers share weights, that of all together."""
+    tensors = dict(state.model_tensors())
+    if target.name.startswith(("step-", "anchor-")):
+        tensors |= state.optimizer_tensors()
+    return _sharers(state) * sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _sharers(state: TrainingState) -> int:
+    """Return how many workers hold different parts of the weights."""
+    return 1 if state.shards is None else num_workers()
 
 
 def _window_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _load_parts(parts: nn.ModuleDict, artifact: Artifact) -> None:
-    """Copy saved tensors into the modules."""
-    _put_parts(parts, load_tensors(artifact.file("model.safetensors")), artifact)
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Write files of tensors into a draft; without one, only take part in gathering what workers share."""
+
+    draft: Draft | None
+
+    def __call__(
+        self, name: str, tensors: Mapping[str, Tensor], layout: Mapping[str, Shard | Slices]
+    ) -> None:
+        if not layout:
+            if self.draft is not None:
+                save_tensors(tensors, self.draft.path / name)
+            return
+
+        def whole(key: str) -> Tensor:
+            return layout[key].whole(tensors[key].detach()) if key in layout else tensors[key]
+
+        kinds = {
+            key: (
+                tensor.dtype,
+                layout[key].whole_shape(tensor) if key in layout else tuple(tensor.shape),
+            )
+            for key, tensor in tensors.items()
+        }
+        if self.draft is not None:
+            stream_tensors(kinds, whole, self.draft.path / name)
+            return
+        for key in stream_order(kinds):
+            whole(key)
+
+    def of_each_worker(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write what every worker holds as `<name>-<worker>-of-<workers>`: the same names and shapes on all."""
+        for number in range(num_workers()):
+            own = {key: from_worker(tensor, number) for key, tensor in sorted(tensors.items())}
+            if self.draft is not None:
+                save_tensors(own, self.draft.path / _file_of_worker(name, number))
 
 
-def _put_parts(parts: nn.ModuleDict, saved: Mapping[str, Tensor], artifact: Artifact) -> None:
-    """Copy tensors into the modules; every name and shape must match."""
-    own = dict(named_tensors(parts))
-    problems = [f"missing {n}" for n in own.keys() - saved.keys()]
-    problems += [f"unexpected {n}" for n in saved.keys() - own.keys()]
+def _file_of_worker(name: str, number: int) -> str:
+    return f"{name}-{number}-of-{num_workers()}.safetensors"
+
+
+def _load_memory(state: TrainingState, artifact: Artifact) -> None:
+    """Give this worker back what it remembered; with another number of workers it begins anew."""
+    assert state.memory is not None
+    name = _file_of_worker("powersgd", worker())
+    saved = load_tensors(artifact.file(name)) if name in artifact.files else {}
+    state.memory.load(saved, device=next(state.learner.parameters()).device)
+    if not saved and worker() == 0:
+        _logger.warning(
+            "%s holds no memory of PowerSGD for %d workers: what they had not sent is lost, and it begins anew",
+            artifact.path,
+            num_workers(),
+        )
+
+
+def _read(file: TensorFile, name: str, layout: Mapping[str, Shard | Slices]) -> Tensor:
+    """Return a saved tensor, or the rows of it this worker holds."""
+    return layout[name].read(partial(file.read, name)) if name in layout else file.read(name)
+
+
+def _load_parts(parts: nn.ModuleDict, artifacts: Sequence[Artifact], shards: Shards | None) -> None:
+    """Copy saved tensors, or the means of several saved ones, into the modules; every name and shape must match."""
+    own = dict(named_tensors(parts) if shards is None else shards.named_tensors())
+    layout = {} if shards is None else shards.layout
+    with ExitStack() as stack, torch.no_grad():
+        files = [stack.enter_context(open_tensors(a.file("model.safetensors"))) for a in artifacts]
+        for artifact, file in zip(artifacts, files, strict=True):
+            _check_fit(
+                {n: layout[n].shape if n in layout else tuple(t.shape) for n, t in own.items()},
+                file,
+                artifact,
+            )
+        for name, tensor in own.items():
+            if len(files) == 1 or not tensor.is_floating_point():
+                tensor.copy_(_read(files[-1], name, layout))  # of counters the last
+                continue
+            total = _read(files[0], name, layout).double()
+            for file in files[1:]:
+                total = total + _read(file, name, layout).double()
+            tensor.copy_(total / len(files))
+
+
+def _check_fit(shapes: Mapping[str, tuple[int, ...]], file: TensorFile, artifact: Artifact) -> None:
+    """Refuse tensors that are not the model's."""
+    saved = {name: file.shape(name) for name in file.names}
+    problems = [f"missing {n}" for n in shapes.keys() - saved.keys()]
+    problems += [f"unexpected {n}" for n in saved.keys() - shapes.keys()]
     problems += [
-        f"{n} is {tuple(saved[n].shape)}, the model has {tuple(own[n].shape)}"
-        for n in own.keys() & saved.keys()
-        if own[n].shape != saved[n].shape
+        f"{n} is {saved[n]}, the model has {shapes[n]}"
+        for n in shapes.keys() & saved.keys()
+        if saved[n] != shapes[n]
     ]
     if problems:
         raise IncompatibleError(
             f"{artifact.path} does not fit the model: {'; '.join(sorted(problems)[:8])}.",
             hint="resume with the model section it was trained with",
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])

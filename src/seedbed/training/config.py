@@ -45,7 +45,8 @@ class TrainingConfig(Config):
     micro_batch_rows: int = Field(
         0,
         ge=0,
-        description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most.",
+        description="Rows of one forward pass. 0: as many as fit the memory (runtime.memory_gib), 64 at most (on a GPU 65,536"
+        " tokens).",
     )
     exact: bool = Field(
         False,
@@ -55,7 +56,7 @@ class TrainingConfig(Config):
     gradient_compression: Literal["none", "fp16", "powersgd"] = Field(
         "none",
         description="How gradients travel between workers. fp16: half the bytes. powersgd: rank 4 with error feedback, a few"
-        " percent of them, for slow networks; a resume is then not exact.",
+        " percent of them, for slow networks; a resume is exact with the same number of workers.",
     )
     seed: int = Field(0, ge=0, description="Keys initial weights, order of rows, masks and dropout.")
     validation_steps: int = Field(

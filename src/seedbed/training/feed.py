@@ -96,15 +96,15 @@ class Feed:
             for start, number in self._cut(count, size if self.is_exact else group, size):
                 rows, draws = entry.reader.read(first + start, number or group)
                 batch, targets = entry.objective.make_batch(rows, draws, progress=progress)
-                made.append(
-                    MicroBatch(
-                        batch.to(device),
-                        {term: target.to(device) for term, target in targets.items()},
-                        entry=index,
-                        share=count / total,
-                        is_filler=not number,
-                    )
+                micro = MicroBatch(
+                    batch,
+                    targets,
+                    entry=index,
+                    share=count / total,
+                    is_filler=not number,
+                    counts=entry.objective.counts(targets),
                 )
+                made.append(micro.to(device))
         return made
 
     def _cut(self, count: int, unit: int, size: int) -> list[tuple[int, int]]:

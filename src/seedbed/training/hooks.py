@@ -39,6 +39,7 @@ class StepRecord:
         gradient_norm: before clipping.
         is_skipped: the gradient was not finite, and nothing was changed.
         tokens: tokens consumed so far.
+        loss_scale: what a float16 loss was multiplied by, or None.
     """
 
     window: int
@@ -49,6 +50,7 @@ class StepRecord:
     gradient_norm: float
     is_skipped: bool
     tokens: int
+    loss_scale: float | None = None
 
 
 class Hook:
@@ -100,7 +102,10 @@ class MetricsLog(Hook):
 
     def on_step(self, record: StepRecord, seconds: float) -> None:
         """Write one line a step."""
-        self.write({"kind": "step", **asdict(record)})
+        line = {"kind": "step", **asdict(record)}
+        if record.loss_scale is None:
+            del line["loss_scale"]
+        self.write(line)
         self._write(1, {"kind": "step", "window": record.window, "seconds": round(seconds, 6)})
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -199,11 +204,11 @@ class ValidationHook(Hook):
         value = self.better_when_lower(scores)
         if self.is_allowed(scores) and (memory["best"] is None or value < memory["best"]):
             memory.update(best=value, best_window=state.window, num_worse=0)
-            if self.keeps_best and self.checkpoints is not None and worker() == 0:
+            if self.keeps_best and self.checkpoints is not None:
                 self.checkpoints.save_best(state)
         else:
             memory["num_worse"] += 1
-        if self.num_averaged and self.checkpoints is not None and worker() == 0:
+        if self.num_averaged and self.checkpoints is not None:
             self.checkpoints.save_for_mean(state, keep=self.num_averaged)
         memory["last_window"] = state.window
         memory.setdefault("history", []).append([state.window, value])
@@ -245,8 +250,7 @@ class CheckpointHook(Hook):
     def act(self, state: TrainingState) -> None:
         """Save, with the log on the disk first."""
         self.log.flush()
-        if worker() == 0:
-            self.checkpoints.save(state, extra=self.extra())
+        self.checkpoints.save(state, extra=self.extra())
         self._saved_at = time.monotonic()
 
     def finish(self, state: TrainingState) -> None:

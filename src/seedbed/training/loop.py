@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from seedbed.errors import NumericError
 from seedbed.training.hooks import Hook, StepRecord
+from seedbed.training.late import LateNumbers
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import any_worker, sum_over_workers
 from seedbed.training.state import TrainingState
 from seedbed.training.step import StepResult
@@ -40,7 +43,8 @@ def fit(
     """Train from `state.window` to `num_windows`.
 
     A step's numbers are read one step late, while the next one runs, so that a GPU never waits for the host; before
-    hooks act, everything has been read. Stopping anywhere and calling again goes on as if never stopped.
+    hooks act, everything has been read. Stopping anywhere and calling again goes on as if never stopped. A float16 gradient
+    that overflowed under a finite loss is answered by its scale, which halves: the step is skipped, but counts as no fault.
 
     Args:
         state: what trains; advanced in place.
@@ -58,7 +62,7 @@ def fit(
         NumericError: three gradients in a row that were not finite, or spikes, and no way back; weights and optimizer are those
             before the first.
     """
-    unread: tuple[StepResult, int, float] | None = None
+    unread: tuple[StepResult, LateNumbers, int, float] | None = None
 
     def name_of(key: tuple[int, str]) -> str:
         return f"{labels[key[0]]}.{key[1]}" if len(labels) > 1 else key[1]
@@ -68,21 +72,27 @@ def fit(
         nonlocal unread
         if unread is None:
             return False
-        result, window, seconds = unread
+        result, late, window, seconds = unread
         unread = None
-        is_applied = bool(result.is_applied)
+        numbers = late.read()
+        is_applied = numbers.is_applied
+        copies = 1 if state.shards is None else state.shards.num_copies
+        losses = sum_over_workers({key: loss / copies for key, loss in numbers.losses.items()})
         state.num_skipped += not is_applied
-        state.skips_in_a_row = 0 if is_applied else state.skips_in_a_row + 1
-        losses = sum_over_workers({key: float(loss) for key, loss in result.losses.items()})
+        if is_applied:
+            state.skips_in_a_row = 0
+        elif math.isfinite(numbers.gradient_norm) or not _is_overflow(numbers.loss_scale, losses.values()):
+            state.skips_in_a_row += 1
         record = StepRecord(
             window=window,
             step=window - state.num_skipped,
             loss=sum(result.scales[key] * loss for key, loss in losses.items()),
             losses={name_of(key): loss for key, loss in losses.items()},
             learning_rate=learning_rate(window - 1),
-            gradient_norm=float(result.gradient_norm),
+            gradient_norm=numbers.gradient_norm,
             is_skipped=not is_applied,
             tokens=window * tokens_per_window,
+            loss_scale=numbers.loss_scale,
         )
         for hook in hooks:
             hook.on_step(record, seconds)
@@ -111,7 +121,7 @@ def fit(
                     state.spikes.memory = memory
                 continue
             state.window += 1
-            unread = (result, state.window, time.perf_counter() - began)
+            unread = (result, LateNumbers(result), state.window, time.perf_counter() - began)
             due = [hook for hook in hooks if hook.is_due(state)]
             if due:
                 read()
@@ -130,3 +140,10 @@ def fit(
         for hook in reversed(hooks):
             hook.close()
     return Outcome(reason, state.window)
+
+
+def _is_overflow(loss_scale: float | None, losses: Iterable[float]) -> bool:
+    """Say whether a smaller scale can help a gradient that was not finite: not where there is none, nor if the loss was not."""
+    return (
+        loss_scale is not None and loss_scale > LossScale.SMALLEST and all(math.isfinite(x) for x in losses)
+    )

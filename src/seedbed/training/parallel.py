@@ -18,16 +18,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, PrefixStore, TCPStore
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from seedbed.errors import ConfigError, WorkerLostError
+from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.heartbeat import Heartbeat
 
 __all__ = [
     "agreed",
     "any_worker",
     "first_worker_first",
+    "from_worker",
     "gathered",
     "is_launched",
     "joined",
@@ -147,13 +148,16 @@ Compression = Literal["none", "fp16", "powersgd"]
 
 
 @contextmanager
-def wrapped(learner: nn.Module, *, compression: Compression = "none") -> Iterator[nn.Module]:
+def wrapped(
+    learner: nn.Module, *, compression: Compression = "none", memory: PowerSGDMemory | None = None
+) -> Iterator[nn.Module]:
     """Give the learner as steps call it while the block runs: with several workers inside DDP, which sums gradients.
 
     Args:
         learner: what trains.
         compression: how gradients travel. fp16: in half precision, half the bytes. powersgd: as products of matrices of rank 4
-            (1905.13727), with what was left out added to the next gradient; that memory is not saved, so a resume is not exact.
+            (1905.13727), with what was left out added to the next gradient.
+        memory: what powersgd remembers; None: it begins anew, and is forgotten.
     """
     if num_workers() == 1:
         yield learner
@@ -163,13 +167,7 @@ def wrapped(learner: nn.Module, *, compression: Compression = "none") -> Iterato
     bucket_mib = num_bytes // 2**20 + 1 if compression == "powersgd" else None
     module = DistributedDataParallel(learner, find_unused_parameters=True, bucket_cap_mb=bucket_mib)
     if compression == "powersgd":
-        # Its hook starts further collectives from callbacks, at times of their own. In one bucket, and a group of its own, they
-        # cannot come between others in another order on another worker (gloo: "received data size doesn't match").
-        # From the second step on: the first ones, whose gradients are largest, travel whole.
-        state = PowerSGDState(
-            dist.new_group(), matrix_approximation_rank=4, start_powerSGD_iter=2, random_seed=0
-        )
-        module.register_comm_hook(state, _summed(powerSGD_hook))
+        (memory or PowerSGDMemory()).register(module)
     elif compression == "fp16":
         module.register_comm_hook(None, _summed(fp16_compress_hook))
     else:
@@ -226,6 +224,19 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(num_workers())]
     dist.all_gather(parts, tensor.contiguous())
     return parts
+
+
+def from_worker(tensor: Tensor, number: int) -> Tensor:
+    """Return a worker's tensor on the first, by way of the host, and their own on the others; shapes and types are alike."""
+    if number == 0:
+        return tensor
+    host = tensor.detach().to("cpu").contiguous()
+    if worker() == number:
+        dist.send(host, dst=0)
+    elif worker() == 0:
+        host = torch.empty_like(host)
+        dist.recv(host, src=number)
+    return host
 
 
 def _summed(hook: Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]) -> Any:

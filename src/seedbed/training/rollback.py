@@ -16,7 +16,7 @@ from typing import Any
 from seedbed.errors import NumericError
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.hooks import Hook, MetricsLog
-from seedbed.training.parallel import wait_for_all, worker
+from seedbed.training.parallel import wait_for_all
 from seedbed.training.state import TrainingState
 
 __all__ = ["RollbackHook"]
@@ -58,8 +58,7 @@ class RollbackHook(Hook):
 
     def act(self, state: TrainingState) -> None:
         """Save the state as an anchor; the two newest are kept."""
-        if worker() == 0:
-            self.checkpoints.save_anchor(state)
+        self.checkpoints.save_anchor(state)
 
     def recover(self, state: TrainingState, first_bad: int, window: int) -> None:
         """Go back to the newest anchor from before the first bad step, and on at `state.window`.

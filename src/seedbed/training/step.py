@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,19 @@ from seedbed.errors import IncompatibleError
 from seedbed.hashing import fold
 from seedbed.objectives.base import Objective
 from seedbed.optim.groups import set_groups
+from seedbed.runtime import autocast
 from seedbed.training.exact import ExactSum
+from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import no_sync, sum_over_workers
 from seedbed.training.spikes import SpikeGuard
 
+if TYPE_CHECKING:
+    from seedbed.training.shards import Shards
+
 __all__ = ["Learner", "MicroBatch", "Perturbation", "StepResult", "train_step"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,18 @@ class MicroBatch:
     entry: int = 0
     share: float = 1.0
     is_filler: bool = False
+    counts: Mapping[str, float] | None = None
+    """The targets of each term, where they were counted on the host: a GPU's weights would have to be waited for."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return it with its tensors on `device`."""
+        targets = {term: target.to(device) for term, target in self.targets.items()}
+        return replace(self, batch=self.batch.to(device), targets=targets)
+
+    def pinned(self) -> Self:
+        """Return it in page-locked memory."""
+        targets = {term: target.pinned() for term, target in self.targets.items()}
+        return replace(self, batch=self.batch.pinned(), targets=targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,7 @@ class StepResult:
         is_applied: 0-d bool; False means that nothing was changed: the gradient was not finite, or a spike.
         counts: targets of each (entry, term), over all workers.
         scales: weight times share of rows of each (entry, term): their sum over losses is what was minimised.
+        loss_scale: what a float16 loss was multiplied by, 0-d float32, or None.
     """
 
     losses: Mapping[tuple[int, str], Tensor]
@@ -53,6 +74,7 @@ class StepResult:
     is_applied: Tensor
     counts: Mapping[tuple[int, str], float]
     scales: Mapping[tuple[int, str], float]
+    loss_scale: Tensor | None = None
 
 
 class Perturbation(Protocol):
@@ -122,6 +144,10 @@ class Learner(nn.Module):
         own = {name: self.parts[key] for name, key in self._names[entry].items()}
         return own | self._frozen[entry]
 
+    def run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Call what runs this learner's modules: where workers share weights, this is how they are gathered for it."""
+        return function(*arguments, **options)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move frozen modules along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -171,6 +197,8 @@ def train_step(
     embedding_width: int = 0,
     is_exact: bool = False,
     spikes: SpikeGuard | None = None,
+    loss_scale: LossScale | None = None,
+    shards: Shards | None = None,
 ) -> StepResult:
     """Train on the micro-batches of one step.
 
@@ -188,19 +216,23 @@ def train_step(
         max_grad_norm: 0 switches clipping off.
         settings: what else is scheduled (`OptimizerConfig.settings`).
         dropout_key: 0-d int32, or None for no dropout.
-        compute_dtype: bfloat16 runs matrix products in it; weights and losses stay float32.
+        compute_dtype: bfloat16 or float16 runs matrix products in it; weights and losses stay float32.
         perturbation: passes over disturbed embeddings, or None. The losses returned are those of the first pass.
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
         spikes: judges the norm of the gradient; a spike is passed over like a gradient that is not finite. None: no guard.
+        loss_scale: of float16, updated by the step.
+        shards: this worker's share of the weights, where workers share them; `learner` is then the one it was made of.
     """
     # Count first, over everything: with masks, micro-batches have different numbers of targets.
     local: dict[tuple[int, str], float] = {(e, t): 0.0 for e, o in enumerate(objectives) for t in o.terms}
     for micro in micro_batches:
-        for term, count in objectives[micro.entry].counts(micro.targets).items():
+        own = objectives[micro.entry].counts(micro.targets) if micro.counts is None else micro.counts
+        for term, count in own.items():
             local[micro.entry, term] += 0.0 if micro.is_filler else count
-    counts = sum_over_workers(local)
+    copies = 1 if shards is None else shards.num_copies
+    counts = {place: total / copies for place, total in sum_over_workers(local).items()}
     weights = [objective.weights(progress) for objective in objectives]
 
     # Accumulate gradients; only the last backward pass of the step talks to the other workers.
@@ -211,6 +243,7 @@ def train_step(
     )
     device_type = next(learner.parameters()).device.type
     num_passes = perturbation.num_passes if perturbation else 1
+    factor = None if loss_scale is None else loss_scale.scale
     for index, micro in enumerate(micro_batches):
         delta, gradient = None, None
         # Row numbers are unique within a view only: the entries of a mixture drop apart.
@@ -235,17 +268,20 @@ def train_step(
                 if counts[micro.entry, term] > 0
             }
             is_last = index == len(micro_batches) - 1 and number == num_passes - 1
-            with no_sync(learner) if not is_last else torch.enable_grad():
-                with torch.autocast(
-                    device_type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16
-                ):
+            waiting = no_sync(learner) if shards is None else shards.no_sync()
+            with waiting if not is_last else torch.enable_grad():
+                with autocast(device_type, compute_dtype):
                     loss, terms = learner(micro, scales, key, delta)
+                if factor is not None:
+                    loss = loss * factor
                 if pass_weight > 0.0:
                     loss.backward()
                     gradient = None if delta is None else delta.grad
                 else:
                     assert delta is not None
                     (gradient,) = torch.autograd.grad(loss, delta, allow_unused=True)
+                if gradient is not None and factor is not None:
+                    gradient = gradient / factor
                 if delta is not None and gradient is None:
                     name = objectives[micro.entry].config.name
                     raise IncompatibleError(
@@ -261,20 +297,29 @@ def train_step(
                 sums[place] = sums.get(place, torch.zeros_like(value)) + value
     if exact is not None:
         sums = exact.finish()
+    if shards is not None:
+        shards.take_gradients()
 
     # Check, clip, update. The flag stays on the device; the fused optimizer reads it there.
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    is_applied = torch.isfinite(norm)
-    if spikes is not None:
-        is_applied = is_applied & ~spikes.take(norm, is_applied)
+    norm = torch.nn.utils.get_total_norm(gradients) if shards is None else shards.total_norm(gradients)
+    is_finite = torch.isfinite(norm)
+    shrink = None
+    if factor is not None:
+        norm, shrink = norm / factor, 1 / factor
+    is_applied = is_finite if spikes is None else is_finite & ~spikes.take(norm, is_finite)
     if max_grad_norm > 0:
-        torch._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        clip = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        shrink = clip if shrink is None else clip * shrink
+    if shrink is not None:
+        torch._foreach_mul_(gradients, shrink)
     set_groups(optimizer, learning_rate, settings)
     optimizer.found_inf = (~is_applied).float()  # type: ignore[attr-defined]
     optimizer.step()
+    if loss_scale is not None:
+        loss_scale.update(is_finite)
     losses = {key: value / counts[key] for key, value in sums.items()}
     shares = {micro.entry: micro.share for micro in micro_batches}
     minimised = {(entry, term): weights[entry][term] * shares[entry] for entry, term in losses}
-    return StepResult(losses, norm.detach(), is_applied, counts, minimised)
+    return StepResult(losses, norm.detach(), is_applied, counts, minimised, factor)

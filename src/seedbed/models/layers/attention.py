@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class AttentionPlan:
         rotary: tables for the content (B or 1, T, 1, K), or None.
         query: how the query stream attends, or None.
         query_rotary: tables for its positions.
+        flex: block-sparse attention that knows the mask (`block_mask.py`); used in the place of all else.
     """
 
     bias: Tensor | None
@@ -41,6 +42,7 @@ class AttentionPlan:
     rotary: Table | None
     query: QueryPlan | None = None
     query_rotary: Table | None = None
+    flex: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,9 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
+        self.first_head = (
+            0  # where workers share the heads, the number of heads is this worker's, and they begin here
+        )
         self.scale = config.attention_scale or config.head_dim**-0.5
         width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
@@ -108,6 +113,8 @@ class Attention(nn.Module):
         Captured queries and keys are as they meet in the product: normed and rotated, not scaled. Captured values are mixed.
         """
         heads, groups = self.num_heads, self.num_kv_heads
+        if dropout is not None and self.first_head:
+            dropout = replace(dropout, first_head=self.first_head)
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2G, K)
         qk, v = torch.split(qkv, [heads + groups, groups], dim=2)
         if self.norm_eps is not None:
@@ -218,6 +225,10 @@ def mix(
         Mixed values (B, H, T, K), and probabilities (B, H, T, S) if they were wanted.
     """
     drops = dropout is not None and dropout.attention_rate > 0
+    if plan.flex is not None:
+        assert not wants_probabilities
+        assert not drops
+        return plan.flex(q, k, v, scale=scale, enable_gqa=k.shape[1] != q.shape[1]), None
     if plan.is_fused and not wants_probabilities and not drops:
         mixed = F.scaled_dot_product_attention(
             q,

@@ -57,6 +57,7 @@ class Dropout:
         attention_rate: share of attention probabilities dropped.
         depth_rate: share of rows for which the last layer's sublayers are left out, see `sublayer`.
         num_layers: L, for the rates of the layers before it.
+        first_head: number of the first head of attention probabilities, where workers share the heads.
     """
 
     key: Tensor
@@ -65,6 +66,7 @@ class Dropout:
     attention_rate: float
     depth_rate: float = 0.0
     num_layers: int = 1
+    first_head: int = 0
 
     def places(self, columns: Tensor) -> Tensor:
         """Return int32 hashes (B, T) of rows and positions; `columns` is (T,) or (B, T). Made once, shared by all sites."""
@@ -114,7 +116,9 @@ class Dropout:
             return probabilities
         _, heads, length, _ = probabilities.shape
         device = probabilities.device
-        places = fold(fold(self.key, self.row_ids)[:, None], torch.arange(heads, device=device))
+        places = fold(
+            fold(self.key, self.row_ids)[:, None], self.first_head + torch.arange(heads, device=device)
+        )
         places = fold(places[..., None], torch.arange(length, device=device))
         return self._apply(probabilities, fold(places, site), self.attention_rate)
 

@@ -86,7 +86,8 @@ def alibi_bias(own: Tensor, theirs: Tensor, num_heads: int, dtype: torch.dtype) 
     Source: 2108.12409. Differs from it: the paper has causal models only. Here the distance is |i - j|, so that an encoder is
     penalised the same in both directions; under a causal mask this is the paper's bias.
     """
-    slopes = torch.tensor(alibi_slopes(num_heads), device=own.device)
+    # Filled one by one: a copy of a list would make a GPU's step wait.
+    slopes = torch.stack([torch.full((), slope, device=own.device) for slope in alibi_slopes(num_heads)])
     distance = (own[:, :, None] - theirs[:, None, :]).abs().float()
     return (-slopes[:, None, None] * distance[:, None]).to(dtype)
 
