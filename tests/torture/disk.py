@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def limit(root: str, bytes_of_file: int = 0, is_read_only: bool = False) -> None
     assert teller.stdin is not None
     for descriptor in (1, 2):
         os.dup2(teller.stdin.fileno(), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 

@@ -62,9 +62,9 @@ def _rows(run: Path) -> dict[int, list]:
 
 def _shared_unevenly() -> None:
     """The second worker reads the first one's rows."""
-    from seedbed.commands import assembly
+    from seedbed.training.state import TrainingState
 
-    assembly.worker = lambda: 0
+    TrainingState.data_worker = property(lambda self: 0)
 
 
 MUTANTS = {"rows twice": _shared_unevenly}

@@ -6,10 +6,12 @@ lock still names it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def trial(bench: Bench, number: int) -> None:
 
 def _round(toy: Any, folder: Path, name: str) -> Any:
     """Start eight; return the winner, which still runs or has just ended."""
-    gate = folder / f"gate-{name}"
+    gate, go = folder / f"gate-{name}", folder / f"go-{name}"
     os.mkfifo(gate)
     children = []
     for number in range(STARTS):
@@ -43,7 +45,12 @@ def _round(toy: Any, folder: Path, name: str) -> Any:
         place.mkdir()
         (place / "recipe.yaml").symlink_to(folder / "recipe.yaml")
         log = str(place / "operations.jsonl")
-        hooks = [["locks:wait_at_gate", {"gate": str(gate), "root": str(folder / "run"), "log": log}]]
+        hooks = [
+            [
+                "locks:wait_at_gate",
+                {"gate": str(gate), "root": str(folder / "run"), "log": log, "go": str(go)},
+            ]
+        ]
         children.append(toy.start(place, hooks=hooks))
     descriptor = os.open(gate, os.O_WRONLY)  # opens once all wait, and lets all go by closing
     time.sleep(0.05)
@@ -52,6 +59,7 @@ def _round(toy: Any, folder: Path, name: str) -> Any:
     while sum(child.poll() == 7 for child in children) < STARTS - 1 and time.monotonic() < until:
         time.sleep(0.005)
     losers = [child for child in children if child.poll() == 7]
+    go.touch()
     winners = [child for child in children if child.poll() != 7]
     if len(winners) != 1:
         raise Failure(f"{len(winners)} of {STARTS} own the run: {[child.code for child in children]}")
@@ -65,10 +73,23 @@ def _round(toy: Any, folder: Path, name: str) -> Any:
     return winners[0]
 
 
-def wait_at_gate(gate: str, root: str, log: str) -> None:
-    """Count what this process writes, and wait until the gate opens."""
+def wait_at_gate(gate: str, root: str, log: str, go: str) -> None:
+    """Count what this process writes, wait until the gate opens; and let an owner wait for the losers, who may be slow to come."""
     from tests.torture import faults
 
+    from seedbed import lock
+
+    plain = lock.owned
+
+    @contextlib.contextmanager
+    def owned(run: Path) -> Iterator[None]:
+        with plain(run):
+            until = time.monotonic() + 2 * PATIENCE_SECONDS
+            while not Path(go).exists() and time.monotonic() < until:
+                time.sleep(0.005)
+            yield
+
+    lock.owned = owned
     faults.install(root, log=log)
     with open(gate, "rb") as file:
         file.read()
@@ -83,8 +104,6 @@ def _no_lock() -> None:
 
 def _lock_by_file() -> None:
     """A file that exists is the lock, as so often: who was killed keeps it."""
-    import contextlib
-
     from seedbed import lock
     from seedbed.commands import pretrain  # noqa: F401 - it imports `owned` when it runs
     from seedbed.errors import LockedError
