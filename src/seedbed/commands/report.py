@@ -75,7 +75,11 @@ def write_report(run: Path) -> Path:
     )
     try:
         html = build_report(report)
-    except (KeyError, TypeError, ValueError) as error:  # JSON still, but another name or kind of value: a flipped bit
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # JSON still, but another name or kind of value: a flipped bit
         raise IntegrityError(
             f"{run / 'pretrain'} has a damaged log: no report can be made of it ({error!r}).",
             hint="the model stands; look at metrics.jsonl and timing.jsonl, which have no hash",
