@@ -23,7 +23,10 @@ from seedbed.artifact import (
     open_verified,
     publish,
     publish_stage,
+    read_sealed_json,
+    verify_if_artifact,
     write_json,
+    write_sealed_json,
 )
 from seedbed.errors import DiskError, IncompatibleError, IntegrityError, SeedbedError
 
@@ -111,6 +114,16 @@ def test_nothing_is_seen_before_it_is_complete(tmp_path):
         with pytest.raises(IntegrityError, match="unfinished"):
             open_verified(draft.path)
     open_verified(tmp_path / "x").verify()
+
+
+def test_what_is_removed_loses_its_name_first(tmp_path, monkeypatch):
+    """Killed half-way through the files, it is not there any more, and the next writer removes the rest."""
+    make(tmp_path / "x")
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+    module.remove(tmp_path / "x")
+    module.remove(tmp_path / "never-was")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".x.")
 
 
 # --- damage ------------------------------------------------------------------------------------------------------
@@ -323,8 +336,13 @@ def test_leftovers_are_swept_only_if_their_writer_is_dead(tmp_path):
     for folder in (dead, alive, foreign):
         folder.mkdir()
         (folder / "half").write_bytes(b"half")
+    namesake = (
+        tmp_path / f".z.{os.getpid()}-0123abcd.tmp"
+    )  # its writer had our number, in another life of the container
+    namesake.mkdir()
+    os.utime(namesake, (1.0, 1.0))
     make(tmp_path / "x")
-    assert [p.exists() for p in (dead, alive, foreign)] == [False, True, True]
+    assert [p.exists() for p in (dead, alive, foreign, namesake)] == [False, True, True, False]
 
 
 KILLED_AT_EACH_EVENT = """
@@ -518,6 +536,40 @@ def test_a_truly_full_disk_keeps_the_old_stage_and_goes_on_once_there_is_room(tm
     if result.returncode == 99:
         pytest.skip("this machine lets nobody mount a small file system")
     assert result.returncode == 0, result.stderr
+
+
+def test_a_sealed_file_that_was_changed_is_refused_with_both_hashes(tmp_path):
+    path = tmp_path / "plan.json"
+    write_sealed_json(path, CONFIG)
+    assert read_sealed_json(path) == CONFIG
+    sealed = path.read_bytes()
+    seal = sealed.index(b"sha256")
+    for bit in range(0, 8 * len(sealed), 7):
+        flip(path, bit)
+        if seal <= bit // 8 < seal + 6:  # no seal by that name: taken for a file of before there were any
+            path.write_bytes(sealed)
+            continue
+        try:
+            said, read = "plan.json sha256", read_sealed_json(path)
+        except IntegrityError as error:
+            said, read = hinted(error), CONFIG
+        assert "plan.json" in said
+        assert "sha256" in said
+        assert read == CONFIG, "only a flip in white space or in a number's spelling passes"
+        path.write_bytes(sealed)
+    write_json(path, CONFIG)
+    assert read_sealed_json(path) == CONFIG, "as earlier releases wrote it"
+
+
+def test_a_folder_inside_an_artifact_is_verified_with_it(tmp_path):
+    make(tmp_path / "x")
+    (tmp_path / "plain").mkdir()
+    for folder in ("x", "x/folder", "plain"):
+        verify_if_artifact(tmp_path / folder)
+    flip(tmp_path / "x" / "folder" / "b.txt", 3)
+    for folder in ("x", "x/folder"):
+        with pytest.raises(IntegrityError, match=r"b\.txt was changed"):
+            verify_if_artifact(tmp_path / folder)
 
 
 def test_a_json_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

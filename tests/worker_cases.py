@@ -88,7 +88,7 @@ class Run:
             **options,
         )
         if self.state.average is not None:
-            self.state.average.update(self.state.parameters(), number, result.is_finite)
+            self.state.average.update(self.state.parameters(), number, result.is_applied)
         self.state.window += 1
         return result
 
@@ -236,7 +236,7 @@ def bad_gradient(folder: Path) -> dict[str, Any]:
     skipped = same(whole(run), before)
     hook.recover(run.state, 3, 3)
     return {
-        "is_finite": any_worker(bool(result.is_finite)),
+        "is_finite": any_worker(bool(result.is_applied)),
         "unchanged": skipped,
         "rolled_back": same(whole(run), anchor),
         "window": run.state.window,
@@ -315,7 +315,7 @@ def powersgd(folder: Path) -> dict[str, Any]:
         whole_run.step(module=module)
         last = whole_run.step(module=module)
     wait_for_all()
-    found = {"is_finite": bool(result.is_finite), "unmoved": unmoved, "after": bool(last.is_finite)}
+    found = {"is_finite": bool(result.is_applied), "unmoved": unmoved, "after": bool(last.is_applied)}
     found["files"] = sorted(path.name for path in saved.iterdir() if path.name.startswith("powersgd"))
     found["errors_differ"] = not torch.equal(*gathered(before["error"]))
     for name in ("goes_on", "anew"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from seedbed.artifact import MANIFEST, open_verified
+from seedbed.artifact import verify_if_artifact
 from seedbed.batch import Batch
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.generation.decode import generate
@@ -295,8 +295,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel
         IntegrityError: a file of an artifact was changed.
     """
     folder = model_folder(Path(path))
-    if (folder / MANIFEST).is_file():
-        open_verified(folder, stage="model").verify()
+    verify_if_artifact(folder)
     model, _ = read_model(folder)
     return LoadedModel(model.to(device).eval(), Tokenizer.load(folder), folder, read_objectives(folder))
 

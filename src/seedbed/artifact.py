@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from seedbed.errors import DiskError, IncompatibleError, IntegrityError, disk_errors
 
 __all__ = [
@@ -33,11 +35,19 @@ __all__ = [
     "current_stage",
     "digest_of",
     "file_digest",
+    "flush_to_disk",
     "open_verified",
     "publish",
     "publish_stage",
+    "read_json",
+    "read_sealed_json",
+    "remove",
     "stage_key",
+    "sweep",
+    "verify_if_artifact",
     "write_json",
+    "write_sealed_json",
+    "write_text",
 ]
 
 MANIFEST = "manifest.json"
@@ -139,6 +149,7 @@ def publish(
     version: int,
     config: Mapping[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
+    needed_bytes: int = 0,
 ) -> Iterator[Draft]:
     """Fill a folder and make it an artifact: write beside, flush, manifest last, rename, flush the folder.
 
@@ -148,6 +159,7 @@ def publish(
         version: version of the stage's format and meaning.
         config: the resolved config of the stage, as plain JSON values.
         inputs: content digests of what it was made from, by name.
+        needed_bytes: about how large it will be, said where the disk is full; 0: not known.
 
     Half-written folders that killed writers left beside `target` are removed first.
 
@@ -160,16 +172,17 @@ def publish(
             f"{target} exists already; artifacts are never overwritten.",
             hint="choose another name or remove it",
         )
-    _sweep(target.parent)
+    sweep(target.parent)
     temporary = _temporary(target)
-    with disk_errors(target, doing="writing"):
+    with disk_errors(target, doing="writing", needed_bytes=needed_bytes):
         try:
+            made = [parent for parent in temporary.parents if not parent.exists()]
             temporary.mkdir(parents=True)
             draft = Draft(temporary)
             yield draft
             files: dict[str, dict[str, Any]] = {}
             for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-                _flush(path)
+                flush_to_disk(path)
                 files[path.relative_to(temporary).as_posix()] = {
                     "sha256": file_digest(path),
                     "bytes": path.stat().st_size,
@@ -190,9 +203,11 @@ def publish(
             manifest["root"] = digest_of(manifest)
             write_json(temporary / MANIFEST, manifest)
             for folder in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
-                _flush(folder)
+                flush_to_disk(folder)
             os.rename(temporary, target)
-            _flush(target.parent)
+            flush_to_disk(target.parent)
+            for parent in made:  # the folders that lead to it are new names too
+                flush_to_disk(parent.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -266,6 +281,22 @@ def open_verified(path: Path | str, *, stage: str | None = None, version: int | 
     return Artifact(path, manifest)
 
 
+def verify_if_artifact(folder: Path) -> None:
+    """Check every file of a folder that is an artifact, or lies in one (the model of a fine-tune); other folders pass.
+
+    Raises:
+        IntegrityError: a file is missing or was changed; names it and both hashes.
+    """
+    folder = folder.resolve()
+    for place in (folder, folder.parent):
+        if (place / MANIFEST).is_file():
+            artifact = open_verified(place)
+            for name in artifact.files:
+                if (place / name).is_relative_to(folder):
+                    artifact.file(name)
+            return
+
+
 def current_stage(
     run: Path,
     stage: str,
@@ -307,7 +338,13 @@ def current_stage(
 
 @contextmanager
 def publish_stage(
-    run: Path, stage: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+    run: Path,
+    stage: str,
+    *,
+    version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    needed_bytes: int = 0,
 ) -> Iterator[Draft]:
     """Publish a stage of a run and swing its pointer to the new folder; the folder replaced is removed afterwards."""
     key = stage_key(stage, version, config, inputs)
@@ -325,12 +362,14 @@ def publish_stage(
             target.exists()
         ):  # a damaged or orphaned result with the same key: a fresh name, so that publish never overwrites
             target = folder / f"{stage}-{key[:12]}-{uuid.uuid4().hex[:6]}"
-        with publish(target, stage=stage, version=version, config=config, inputs=inputs) as draft:
+        with publish(
+            target, stage=stage, version=version, config=config, inputs=inputs, needed_bytes=needed_bytes
+        ) as draft:
             yield draft
         temporary = _temporary(folder / stage)
         temporary.symlink_to(target.relative_to(run))
         os.replace(temporary, pointer)
-        _flush(run)
+        flush_to_disk(run)
         # What was replaced, and what a writer killed before its pointer swung had finished.
         for other in folder.glob(f"{stage}-*"):
             if other != target and re.fullmatch(
@@ -339,11 +378,71 @@ def publish_stage(
                 shutil.rmtree(other, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove an artifact: it loses its name first, so that nobody sees one half removed; a missing one is no error."""
+    temporary = _temporary(path)
+    with disk_errors(path, doing="removing"):
+        try:
+            os.rename(path, temporary)
+        except FileNotFoundError:
+            return
+        flush_to_disk(path.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file and flush it to the disk; a reader sees the old content or the new, never a part."""
+    _write(path, _json_bytes(value))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a command wrote.
+
+    Raises:
+        IntegrityError: it is none any more; names the file and its hash.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path} is damaged: {error}; sha256 {file_digest(path)}.",
+            hint="restore it from a copy, or start over with --replace",
+        ) from error
+    return value
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with the sha256 of what it says: for files of a live run that decide how it goes on."""
+    write_json(path, {**value, "sha256": digest_of(dict(value))})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote, without the hash; one without a hash, as earlier releases wrote it, is taken as it is.
+
+    Raises:
+        IntegrityError: it was changed, or is no JSON object; names the file and both hashes.
+    """
+    value = read_json(path)
+    expected = value.pop("sha256", None)
+    if expected is not None and (found := digest_of(value)) != expected:
+        raise IntegrityError(
+            f"{path} was changed after it was written: sha256 {found}, expected {expected}.",
+            hint="restore it from a copy, or start over with --replace",
+        )
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, in the same way."""
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(_json_bytes(value))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -353,7 +452,8 @@ def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's content, or a folder's names, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -366,11 +466,11 @@ def _temporary(target: Path) -> Path:
     return target.parent / f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers that are gone (killed) left half written; a living writer's is left alone."""
+def sweep(folder: Path) -> None:
+    """Remove what writers that are gone (killed) left half written or half removed; a living writer's is left alone."""
     for leftover in folder.glob(".*.tmp"):
         writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leftover.name)
-        if writer is None or _alive(int(writer[1])):
+        if writer is None or (_alive(int(writer[1])) and not _is_of_a_namesake(leftover, int(writer[1]))):
             continue
         if leftover.is_symlink():
             leftover.unlink(missing_ok=True)
@@ -386,6 +486,11 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _is_of_a_namesake(leftover: Path, pid: int) -> bool:
+    """Say whether a killed process of before had the number this one has: in a container all have the same."""
+    return pid == os.getpid() and leftover.lstat().st_mtime < psutil.Process().create_time() - 1.0
 
 
 def _changes(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

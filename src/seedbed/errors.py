@@ -22,6 +22,7 @@ A message says what was found, with the value and the place; the hint says what 
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,8 +133,10 @@ _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
-def disk_errors(path: Path | str, *, doing: str) -> Iterator[None]:
+def disk_errors(path: Path | str, *, doing: str, needed_bytes: int = 0) -> Iterator[None]:
     """Turn the operating system's write errors at `path` into one clear `DiskError`.
+
+    Where the disk is full it says how much is free, and how much is needed where the caller knows (`needed_bytes`).
 
     Only full disks, quotas, size limits, read-only and forbidden folders and plain I/O errors are translated;
     any other `OSError` passes, since it says something else.
@@ -142,8 +145,9 @@ def disk_errors(path: Path | str, *, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
+            needed = f"{needed_bytes:,} bytes are needed, " if needed_bytes else ""
             raise DiskError(
-                f"{doing} {path}: no space left ({error.strerror}).",
+                f"{doing} {path}: no space left ({error.strerror}); {needed}{_free_bytes(path)}.",
                 hint="free some disk space and run the same command again; nothing finished is lost",
             ) from error
         if error.errno in _UNWRITABLE:
@@ -162,3 +166,14 @@ def disk_errors(path: Path | str, *, doing: str) -> Iterator[None]:
                 hint="choose another folder (run=...)",
             ) from error
         raise
+
+
+def _free_bytes(path: Path | str) -> str:
+    """Say how much the file system of a path, which need not be there, has left."""
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return f"{shutil.disk_usage(place).free:,} are free"
+    except OSError:
+        return "how many are free is not known"

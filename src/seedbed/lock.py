@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from seedbed.errors import DiskError, LockedError, disk_errors
 
@@ -32,7 +36,7 @@ def owned(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:  # the two a held lock gives, by system
-            owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            owner = _owner(descriptor)
             raise LockedError(
                 f"{run} is in use by {owner}.",
                 hint="wait for it to end, stop it, or choose another folder (run=...)",
@@ -48,3 +52,15 @@ def owned(run: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    """Return who holds the lock. A moment after it took it, the file may be empty, or still name who had it before."""
+    owner = ""
+    for _ in range(20):
+        owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+        named = re.fullmatch(r"process (\d+) on (.*)", owner)
+        if named and (named[2] != platform.node() or psutil.pid_exists(int(named[1]))):
+            break
+        time.sleep(0.01)
+    return owner or "another process"

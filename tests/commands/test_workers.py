@@ -225,7 +225,7 @@ def test_prove_catches_a_run_that_does_not_repeat(corpus, tmp_path, monkeypatch,
     assert "metrics.jsonl differs" in said
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------
+# --- faults; workers that are killed, stopped or wrong are in tests/torture/worker.py ---------------------------------
 
 
 def start(recipe: Path, *words: str) -> subprocess.Popen:
@@ -267,46 +267,6 @@ def wait_for_step(recipe: Path, process: subprocess.Popen, step: int) -> None:
     raise AssertionError(
         f"step {step} was not reached: {process.stdout.read()[-2000:] if process.poll() else ''}"
     )
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_ends_the_others_and_the_restart_is_identical(corpus, tmp_path, rank):
-    long = {"budget_steps": 60}
-    whole = train(recipe_in(tmp_path / "whole", corpus, **long), workers=2)
-    recipe = recipe_in(tmp_path / "cut", corpus, **long)
-    process = start(recipe)
-    wait_for_step(recipe, process, 7)
-    os.kill(workers_of(process, recipe)[rank], signal.SIGKILL)
-    began = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert time.monotonic() - began < 30
-    cut = train(recipe, workers=2)
-    assert RowRecord.read(whole / "pretrain") == RowRecord.read(cut / "pretrain")
-    assert losses(cut) == losses(whole)
-    ours, theirs = weights(whole), weights(cut)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.mark.fault
-def test_a_stopped_worker_is_noticed_by_its_heartbeat(corpus, tmp_path):
-    recipe = recipe_in(tmp_path, corpus, budget_steps=2000)
-    process = start(recipe)
-    wait_for_step(recipe, process, 3)
-    stopped = workers_of(process, recipe)[1]
-    os.kill(stopped, signal.SIGSTOP)
-    began = time.monotonic()
-    try:
-        # torchrun asks the stopped worker to end before it kills it; what counts is when the survivor left.
-        while len(workers_of(process, recipe)) == 2 and time.monotonic() - began < 90:
-            time.sleep(0.2)
-        assert time.monotonic() - began < 60
-    finally:
-        os.kill(stopped, signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
-    assert "worker 1 has not been heard of" in said
-    assert process.returncode != 0
 
 
 @pytest.mark.fault
@@ -379,29 +339,3 @@ def test_one_workers_bad_gradient_is_skipped_and_rolled_back_by_all(corpus, tmp_
     assert (back["from"], back["to"]) == (8, 4)
     assert all(len(rows["masked_lm"]) == 8 for rows in back["rows"].values()), "rows of all workers"
     assert lines[-1]["window"] == 12
-
-
-FLIP = """
-import os, sys
-if 'pretrain' in sys.argv and os.environ.get('RANK') == '1':
-    import torch
-    import seedbed.commands.pretraining as pretraining
-    plain = pretraining.run_window
-    def run_window(setting, state, *rest, **options):
-        result = plain(setting, state, *rest, **options)
-        if state.window == 60:
-            weight = dict(state.learner.parts.named_parameters())['trunk.layers.1.feed_forward.output.weight']
-            weight.data.view(torch.int32).view(-1)[5] ^= 1 << 9
-        return result
-    pretraining.run_window = run_window
-"""
-
-
-@pytest.mark.fault
-def test_a_flipped_bit_on_one_worker_is_found_within_100_steps(corpus, tmp_path):
-    done = train_with(FLIP, recipe_in(tmp_path, corpus, budget_steps=400, validation_steps=200))
-    assert done.returncode != 0
-    assert "workers 0 and 1 differ in trunk" in done.stderr
-    assert "after step 100" in done.stderr
-    newest = sorted((tmp_path / "run" / "pretrain" / "checkpoints").glob("step-*"))[-1]
-    assert newest.name < "step-00000100", "nothing was saved where the drift was found"

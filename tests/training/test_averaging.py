@@ -39,7 +39,7 @@ def train(objective, state, steps):
             max_grad_norm=1.0,
         )
         if state.average is not None:
-            state.average.update(state.parameters(), state.window, result.is_finite)
+            state.average.update(state.parameters(), state.window, result.is_applied)
         state.window += 1
 
 

@@ -8,13 +8,13 @@ from seedbed.training.late import LateNumbers
 from seedbed.training.step import StepResult
 
 
-def result(value=1.5, is_finite=True, loss_scale=None, device="cpu"):
+def result(value=1.5, is_applied=True, loss_scale=None, device="cpu"):
     def tensor(number):
         return torch.tensor(number, device=device)
 
     losses = {(0, "masked_lm"): tensor(value), (1, "causal_lm"): tensor(2 * value)}
     scale = None if loss_scale is None else tensor(loss_scale)
-    return StepResult(losses, tensor(3 * value), tensor(is_finite), {}, {}, scale)
+    return StepResult(losses, tensor(3 * value), tensor(is_applied), {}, {}, scale)
 
 
 class Arrives:
@@ -42,10 +42,10 @@ def make(request, monkeypatch):
 
 
 @pytest.mark.parametrize("loss_scale", [None, 65536.0])
-@pytest.mark.parametrize("is_finite", [True, False])
-def test_the_numbers_are_those_of_the_step(make, loss_scale, is_finite):
-    numbers = make(result(is_finite=is_finite, loss_scale=loss_scale)).read()
-    assert numbers.is_finite is is_finite
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_the_numbers_are_those_of_the_step(make, loss_scale, is_applied):
+    numbers = make(result(is_applied=is_applied, loss_scale=loss_scale)).read()
+    assert numbers.is_applied is is_applied
     assert (numbers.gradient_norm, numbers.loss_scale) == (4.5, loss_scale)
     assert numbers.losses == {(0, "masked_lm"): 1.5, (1, "causal_lm"): 3.0}
 

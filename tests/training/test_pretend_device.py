@@ -139,11 +139,11 @@ def step(
 def test_the_step_of_an_objective_reads_nothing(name, tmp_path):
     learner, result = step(name, tmp_path, hidden_dropout=0.1, loss_scale=LossScale("meta"))
     assert result.losses
-    assert result.is_finite.device.type == result.gradient_norm.device.type == "meta"
+    assert result.is_applied.device.type == result.gradient_norm.device.type == "meta"
     assert all(loss.device.type == "meta" for loss in result.losses.values())
     average = WeightAverage(0.9)
     for window in range(2):
-        average.update(dict(learner.parts.named_parameters()), window, result.is_finite)
+        average.update(dict(learner.parts.named_parameters()), window, result.is_applied)
     with pytest.raises(RuntimeError):  # what a read would do
         float(result.gradient_norm)
 

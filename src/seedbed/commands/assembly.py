@@ -446,11 +446,12 @@ def run_window(
         perturbation=perturbation,
         embedding_width=setting.model.config.embedding_width,
         is_exact=recipe.training.exact,
+        spikes=state.spikes,
         loss_scale=state.loss_scale,
         shards=state.shards,
     )
     if state.average is not None:
-        state.average.update(state.parameters(), window, result.is_finite)
+        state.average.update(state.parameters(), window, result.is_applied)
     return result
 
 

@@ -78,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score the model."""
-    import json
-
-    from seedbed.artifact import open_verified
+    from seedbed.artifact import open_verified, read_sealed_json
     from seedbed.corpus.pipeline import CorpusConfig, iter_documents, read_documents
     from seedbed.corpus.rejects import Reject
     from seedbed.data.store import TokenStore, check_tokenizer
@@ -94,9 +92,7 @@ def run(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {"row_length": 128, "is_segmented": False}
     resolved: dict[str, Any] = {}
     if run_folder is not None:
-        resolved = json.loads((run_folder / "pretrain" / "resolved.json").read_text(encoding="utf-8"))[
-            "resolved"
-        ]
+        resolved = read_sealed_json(run_folder / "pretrain" / "resolved.json")["resolved"]
         settings = {key: resolved["data"][key] for key in settings}
     row_length = options.row_length or min(int(settings["row_length"]), model.model.config.max_length)
     if options.pairs is not None:

@@ -81,7 +81,9 @@ def run(options: argparse.Namespace) -> int:
         def loss_of(rate: float) -> float:
             result = step(rate)
             console.progress("sweep", done=rates.index(rate), total=len(rates), unit="steps")
-            return sum(float(loss) for loss in result.losses.values()) if bool(result.is_finite) else math.nan
+            return (
+                sum(float(loss) for loss in result.losses.values()) if bool(result.is_applied) else math.nan
+            )
 
         with console.bars():
             found = sweep(loss_of, rates, smoothing=options.smoothing)

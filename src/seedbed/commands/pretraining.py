@@ -13,6 +13,7 @@ runs/wiki/model/               the model folder it ends in (an artifact), in Hug
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import current_stage, digest_of, open_verified, publish_stage, write_json
+from seedbed.artifact import (
+    current_stage,
+    digest_of,
+    open_verified,
+    publish_stage,
+    read_json,
+    read_sealed_json,
+    sweep,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 from seedbed.commands.assembly import (
     Setting,
     assemble,
@@ -75,11 +87,13 @@ from seedbed.training.parallel import (
 )
 from seedbed.training.rollback import RollbackHook
 from seedbed.training.row_record import RowRecord
+from seedbed.training.spikes import SpikeGuard
 from seedbed.training.state import TrainingState
 
 __all__ = ["MODEL_VERSION", "Interrupted", "pretrain", "run_digest"]
 
 MODEL_VERSION = 1
+_logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -102,7 +116,7 @@ def pretrain(
     Raises:
         IncompatibleError: the folder holds a run of another recipe, or objective, model and tokenizer do not fit.
         Interrupted: SIGINT or SIGTERM asked to stop; the step was finished and saved.
-        NumericError: three non-finite gradients in a row.
+        NumericError: three gradients in a row that were not finite, or spikes, and no rollback left.
     """
     with ExitStack() as stack:
         return _pretrain(recipe, prepared, console, stack, replace=replace, stop_after=stop_after)
@@ -142,6 +156,8 @@ def _pretrain(
         prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
     ):
         console.note(f"up to date: {prepared.run / 'model'}")
+        if is_first:
+            sweep(folder / "checkpoints")
         return _read_summary(prepared.run)
 
     setting = assemble(recipe, prepared, start, old)
@@ -153,21 +169,22 @@ def _pretrain(
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is not None:
-        plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+        plan = Plan(**read_sealed_json(folder / "plan.json"))
     else:
         plan = decide(recipe, setting, evaluate)
         resolved = resolved_sections(requested, plan)
     if is_first and not (folder / "resolved.json").exists():
         with disk_errors(folder, doing="writing"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "plan.json", asdict(plan))
+            write_sealed_json(folder / "plan.json", asdict(plan))
             write_json(folder / "machine.json", describe_machine(runtime))
-            write_json(
-                folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
-            )
             if start is not None:
                 write_json(folder / "start.json", start.report)
-            (prepared.run / "recipe.yaml").write_text(resolved_recipe(recipe, resolved), encoding="utf-8")
+            write_text(prepared.run / "recipe.yaml", resolved_recipe(recipe, resolved))
+            # Last: a run that has it has all of them.
+            write_sealed_json(
+                folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
+            )
     share_weights(recipe, setting)
     describe_run(console, setting, recipe, plan, baselines)
 
@@ -178,6 +195,8 @@ def _pretrain(
             every=recipe.training.ema_steps,
         )
 
+    if recipe.training.spike_guard:
+        setting.state.spikes = SpikeGuard(setting.device)
     if recipe.training.gradient_compression == "powersgd" and num_workers() > 1:
         setting.state.memory = PowerSGDMemory()
 
@@ -197,7 +216,8 @@ def _pretrain(
     elif is_first:
         checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
     if before is not None:
-        write_json(samples_path, {"before": before})
+        with disk_errors(samples_path, doing="writing"):
+            write_json(samples_path, {"before": before})
 
     # Train.
     began = time.monotonic()
@@ -317,7 +337,8 @@ def _pretrain(
         wait_for_all()
         return _read_summary(prepared.run)
     after = samples_of(setting, prepared)
-    write_json(samples_path, {**json.loads(samples_path.read_text(encoding="utf-8")), "after": after})
+    with disk_errors(samples_path, doing="writing"):
+        write_json(samples_path, {"before": _samples_before(samples_path), "after": after})
     tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
     summary = {
         "objective": recipe.objective.name,
@@ -346,7 +367,17 @@ def _pretrain(
             keeps_validation=old is not None and old.has_validation_of(prepared.tokens),
             stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
         )
-    with publish_stage(prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs) as draft:
+    # Before the model: where that is there the run is done, and this is what it says of itself.
+    with disk_errors(prepared.run, doing="writing"):
+        write_json(prepared.run / "summary.json", summary)
+    with publish_stage(
+        prepared.run,
+        "model",
+        version=MODEL_VERSION,
+        config=resolved,
+        inputs=inputs,
+        needed_bytes=sum(p.numel() * p.element_size() for p in setting.model.parameters()),
+    ) as draft:
         modules = setting.state.learner.modules_by_name()
         exported = setting.entries[0].objective.exported(setting.model, modules)
         write_model(
@@ -366,8 +397,6 @@ def _pretrain(
             "steps": summary["steps"],
             "valid_loss": scores["loss"],
         }
-    with disk_errors(prepared.run, doing="writing"):
-        write_json(prepared.run / "summary.json", summary)
     wait_for_all()
     return summary
 
@@ -405,10 +434,18 @@ def _stop_reason(state: TrainingState, recipe: Recipe) -> str:
     return said or f"no better loss in {patience} validations (training.early_stopping_patience)"
 
 
+def _samples_before(path: Path) -> list[dict[str, Any]]:
+    """Return the samples of the untrained model; none, with a warning, where the file is damaged: it decides nothing."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["before"])
+    except (ValueError, KeyError, TypeError) as error:
+        _logger.warning("%s is damaged (%s); the samples before training are left out", path, error)
+        return []
+
+
 def _read_summary(run: Path) -> dict[str, Any]:
     """Return the summary of a finished run."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return read_json(run / "summary.json")
 
 
 def run_digest(run: Path) -> str:

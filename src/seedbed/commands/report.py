@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from seedbed.commands.console import Console
+
+_logger = logging.getLogger(__name__)
 
 EXAMPLES = "example:\n  seedbed report runs/demo-en"
 
@@ -29,12 +33,10 @@ def write_report(run: Path) -> Path:
 
     Raises:
         DataError: the folder is no run.
+        IntegrityError: a file of it was changed.
     """
-    import json
-    import os
-
-    from seedbed.artifact import open_verified
-    from seedbed.errors import DataError, disk_errors
+    from seedbed.artifact import open_verified, read_json, write_text
+    from seedbed.errors import DataError, IntegrityError, disk_errors
     from seedbed.evaluation.report import RunReport, Sample, build_report
 
     if not (run / "corpus").exists():
@@ -43,14 +45,10 @@ def write_report(run: Path) -> Path:
         )
 
     def read(path: Path) -> Any:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def lines(path: Path) -> list[dict[str, Any]]:
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if path.exists()
-            else []
-        )
+        return list(_sound_lines(path)) if path.exists() else []
 
     corpus = open_verified(run / "corpus", stage="corpus").counts
     resolved = read(run / "pretrain" / "resolved.json").get("resolved", {})
@@ -75,12 +73,35 @@ def write_report(run: Path) -> Path:
         ],
         commands=[f"seedbed run {recipe}"] if recipe.exists() else [],
     )
+    try:
+        html = build_report(report)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # JSON still, but another name or kind of value: a flipped bit
+        raise IntegrityError(
+            f"{run / 'pretrain'} has a damaged log: no report can be made of it ({error!r}).",
+            hint="the model stands; look at metrics.jsonl and timing.jsonl, which have no hash",
+        ) from error
     path = run / "report.html"
     with disk_errors(path, doing="writing"):
-        temporary = path.with_suffix(".html.tmp")
-        temporary.write_text(build_report(report), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, html)
     return path
+
+
+def _sound_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a log; one that a flipped bit made unreadable is left out, with a warning."""
+    import json
+
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            _logger.warning("%s: line %d is damaged and left out", path, number)
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def _said(sample: dict[str, Any]) -> Any:

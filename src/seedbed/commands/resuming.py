@@ -9,7 +9,7 @@ from dataclasses import replace as _replaced
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import file_digest
+from seedbed.artifact import file_digest, read_sealed_json
 from seedbed.commands.stages import Prepared
 from seedbed.commands.start import Start
 from seedbed.config import commented_yaml, validate
@@ -43,7 +43,12 @@ def requested_sections(recipe: Recipe, start: Start | None) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", include={"data", "model", "objective", "optim", "training"})
     for key in FREE_KEYS:
         values["training"].pop(key)
-    for key in ("exact", "gradient_compression", "max_rollbacks"):  # runs of before know nothing of them
+    for key in (
+        "exact",
+        "gradient_compression",
+        "max_rollbacks",
+        "spike_guard",
+    ):  # runs of before know nothing of them
         if values["training"][key] == TrainingConfig.model_fields[key].default:
             values["training"].pop(key)
     if not recipe.regularisation.is_off:
@@ -111,12 +116,13 @@ def resume_request(
         inputs: content hashes of what it learns from.
 
     Raises:
+        IntegrityError: what the folder says of its run was changed.
         IncompatibleError: the run was started from other sections, or other content; names what differs.
     """
     path = folder / "resolved.json"
     if not path.exists():
         return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_sealed_json(path)
     if requested in (saved["requested"], saved["resolved"]):
         known = saved.get("inputs", inputs)  # runs of before kept none
         if changed := [name for name in sorted({*known, *inputs}) if known.get(name) != inputs.get(name)]:
@@ -147,8 +153,11 @@ def _differences(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) ->
 
 def warn_of_changes(folder: Path, runtime: RuntimeConfig) -> None:
     """Warn when the machine differs from the one the run was started on: bits may then differ."""
-    before = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-    changes = list(_differences("", before, describe_machine(runtime)))
+    try:
+        before = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+        changes = list(_differences("", before, describe_machine(runtime)))
+    except (ValueError, AttributeError, TypeError) as error:  # it decides nothing
+        changes = [f"{folder / 'machine.json'} is damaged ({error})"]
     if changes:
         _logger.warning(
             "the machine differs from the run's first one, bits may differ: %s", "; ".join(changes)

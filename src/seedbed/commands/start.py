@@ -5,7 +5,6 @@ Also the old text of a continued run: its token store, whose rows may be replaye
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,15 @@ import torch
 from torch import nn
 
 from seedbed.api import model_folder
-from seedbed.artifact import MANIFEST, Artifact, digest_of, file_digest, open_verified
+from seedbed.artifact import (
+    MANIFEST,
+    Artifact,
+    digest_of,
+    file_digest,
+    open_verified,
+    read_sealed_json,
+    verify_if_artifact,
+)
 from seedbed.data.store import TokenStore
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.models.config import TransformerConfig
@@ -109,8 +116,7 @@ def open_start(recipe: Recipe, tokenizer: Tokenizer) -> Start | None:
     if config.path is None:
         return None
     folder = model_folder(Path(config.path))
-    if (folder / MANIFEST).is_file():
-        open_verified(folder).verify()
+    verify_if_artifact(folder)
     run = _run_of(folder)
     checkpoint = _checkpoint(config, recipe, run) if config.optimizer == "continue" else None
     digest = _content_digest(folder, checkpoint)
@@ -215,7 +221,7 @@ def _checkpoint(config: StartConfig, recipe: Recipe, run: Path | None) -> Artifa
             f"start.optimizer=continue needs the checkpoints of a run, and {config.path} has none.",
             hint="start.optimizer=fresh takes the weights alone",
         )
-    before = json.loads((run / "pretrain" / "resolved.json").read_text(encoding="utf-8"))["resolved"]
+    before = read_sealed_json(run / "pretrain" / "resolved.json")["resolved"]
     if before["optim"]["name"] != recipe.optim.name:
         raise IncompatibleError(
             f"{run} was trained with {before['optim']['name']}, this recipe with {recipe.optim.name}: moments do not carry over.",

@@ -26,7 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedbed.artifact import Artifact, current_stage, file_digest, open_verified, publish_stage, write_json
+from seedbed.artifact import (
+    Artifact,
+    current_stage,
+    file_digest,
+    open_verified,
+    publish_stage,
+    read_sealed_json,
+    verify_if_artifact,
+    write_json,
+    write_sealed_json,
+)
 from seedbed.data.examples import ExampleReader, ExampleView
 from seedbed.data.views import RowReader
 from seedbed.errors import IncompatibleError, IntegrityError, disk_errors
@@ -106,9 +116,11 @@ def finetune(
     Raises:
         DataError, TaskError: no model, or files that do not fit.
         FinetuneStopped: `is_interrupted` said so; the same call goes on.
+        IntegrityError: the model was made by seedbed and changed since, or what the folder says of its run was.
         IncompatibleError: model, tokenizer and task do not fit, or the folder holds another fine-tune.
         NumericError: three non-finite gradients in a row.
     """
+    verify_if_artifact(source)
     stage = f"finetune-{config.task.name}"
     inputs = {
         path.name: file_digest(path)
@@ -207,8 +219,8 @@ def _prepare(
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "request.json"
         if not path.exists():
-            write_json(path, request)
-        elif json.loads(path.read_text(encoding="utf-8")) != request:
+            write_sealed_json(path, request)
+        elif read_sealed_json(path) != request:
             raise IncompatibleError(
                 f"{folder} was started with other settings, another model or other files.",
                 hint="--replace starts over; another task.name keeps both",
@@ -272,8 +284,7 @@ def _one_seed(
     config, data = ground.config, ground.data
     folder = ground.folder / f"seed-{seed}"
     if (folder / "result.json").exists():
-        saved: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return saved
+        return read_sealed_json(folder / "result.json")
     objective, learner = _learner(ground, seed)
     training = learner.objectives[0]
     device, dtype = config.runtime.torch_device(), config.runtime.compute_dtype()
@@ -362,7 +373,7 @@ def _one_seed(
             for split, v in {"train": view, **views}.items()
         },
     }
-    write_json(folder / "result.json", result)
+    write_sealed_json(folder / "result.json", result)
     return result
 
 

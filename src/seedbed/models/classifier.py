@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from seedbed.artifact import verify_if_artifact
 from seedbed.errors import DataError, IncompatibleError, IntegrityError, disk_errors
 from seedbed.models import MODELS, family_of
 from seedbed.models.config import TransformerConfig
@@ -190,6 +191,7 @@ def read_classifier(folder: Path) -> Classifier:
         IncompatibleError: a class, a pooling or weights that do not fit.
         IntegrityError: a file is damaged.
     """
+    verify_if_artifact(folder)
     if (folder / _OWN).is_file():
         data = _read(folder / _OWN)
         model = LanguageModel.load(folder)

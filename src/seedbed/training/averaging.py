@@ -42,13 +42,13 @@ class WeightAverage:
         self.tensors: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], window: int, is_finite: Tensor) -> None:
+    def update(self, parameters: Mapping[str, nn.Parameter], window: int, is_applied: Tensor) -> None:
         """Take in the weights after the step of a window.
 
         Args:
             parameters: of the model, by name.
             window: whose step was done.
-            is_finite: 0-d bool on the weights' device; it is not read by the host.
+            is_applied: 0-d bool on the weights' device; it is not read by the host.
         """
         if window < self.start or (window - self.start) % self.every:
             return
@@ -57,7 +57,7 @@ class WeightAverage:
             return
         for name, mean in self.tensors.items():
             moved = mean.lerp(parameters[name].detach(), 1.0 - self.decay)
-            torch.where(is_finite, moved, mean, out=mean)
+            torch.where(is_applied, moved, mean, out=mean)
 
 
 @contextmanager

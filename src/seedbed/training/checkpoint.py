@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from seedbed.artifact import Artifact, Draft, open_verified, publish, write_json
+from seedbed.artifact import Artifact, Draft, open_verified, publish, remove, sweep, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
 from seedbed.optim.shards import Shard, Slices
 from seedbed.tensors import TensorFile, load_tensors, open_tensors, save_tensors, stream_order, stream_tensors
@@ -72,7 +71,7 @@ class Checkpoints:
         self._keep("anchor", 2)
 
     def load_anchor(self, state: TrainingState, *, before: int) -> int:
-        """Load the newest anchor of a window before this one, all but window and hooks; return its window.
+        """Load the newest anchor of a window before this one, all but its window, hooks and known norms; return its window.
 
         Raises:
             NumericError: there is none.
@@ -84,15 +83,18 @@ class Checkpoints:
                 hint="lower optim.learning_rate",
             )
         window, hooks = state.window, state.hooks
+        memory = None if state.spikes is None else state.spikes.memory
         state.optimizer.state.clear()
         if state.average is not None:
             state.average.tensors = {}
         self.load(state, self._open(paths[-1]))
         state.window, state.num_skipped, state.hooks = window, window - state.step, hooks
+        if state.spikes is not None and memory is not None:
+            state.spikes.memory = memory
         return _window_of(paths[-1])
 
     def _save_state(self, kind: str, state: TrainingState, extra: Mapping[str, Any]) -> Path:
-        """Save everything of a state as `<kind>-<window>`, unless it is there."""
+        """Save everything of a state as `<kind>-<window>`, unless it is there and sound."""
         target = self.folder / f"{kind}-{state.window:08d}"
         with self._saving(target, state) as save:
             if save is None:
@@ -111,6 +113,7 @@ class Checkpoints:
                         "num_skipped": state.num_skipped,
                         "skips_in_a_row": state.skips_in_a_row,
                         "hooks": state.hooks,
+                        **({} if state.spikes is None else {"gradient_norms": state.spikes.values()}),
                         **({} if state.loss_scale is None else {"loss_scale": state.loss_scale.values()}),
                         **extra,
                     },
@@ -187,6 +190,8 @@ class Checkpoints:
         state.window, state.num_skipped = int(saved["window"]), int(saved["num_skipped"])
         state.skips_in_a_row = int(saved.get("skips_in_a_row", 0))
         state.hooks = saved["hooks"]
+        if state.spikes is not None:
+            state.spikes.restore(saved["gradient_norms"])
         if state.loss_scale is not None and "loss_scale" in saved:
             state.loss_scale.load(saved["loss_scale"])
         return saved
@@ -203,10 +208,15 @@ class Checkpoints:
                 state.load_optimizer_tensors({name: file.read(name)})
 
     def drop_after(self, window: int) -> None:
-        """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again."""
+        """Remove best weights, those saved for a mean, and anchors, of windows that a resumed run will pass again.
+
+        What a killed run left half written or half removed goes too.
+        """
+        if self.folder.is_dir():
+            sweep(self.folder)
         for path in [*self._listed("best"), *self._listed("mean"), *self._listed("anchor")]:
             if _window_of(path) > window:
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
     def _save_weights(self, kind: str, state: TrainingState, *, keep: int) -> None:
         """Save the weights as `<kind>-<window>`, then remove all but the newest `keep` of the kind."""
@@ -221,27 +231,44 @@ class Checkpoints:
         if worker() > 0 and not state.is_of_all_workers:
             yield None
             return
-        is_there = worker() == 0 and target.exists()
+        is_there = worker() == 0 and self._has(target)
         if any_worker(is_there) if state.is_of_all_workers else is_there:
             yield None
             return
         if worker() > 0:
             yield _Writer(None)
             return
-        with self._publish(target) as draft:
+        with self._publish(target, needed_bytes=_bytes_of(state, target)) as draft:
             yield _Writer(draft)
             draft.counts = {"window": state.window}
 
     def _keep(self, kind: str, number: int) -> None:
         """Remove all but the newest of a kind."""
         for older in self._listed(kind)[:-number] if worker() == 0 else []:
-            shutil.rmtree(older, ignore_errors=True)
+            remove(older)
 
     def _open(self, path: Path) -> Artifact:
         return open_verified(path, stage="checkpoint", version=CHECKPOINT_VERSION)
 
-    def _publish(self, target: Path) -> Any:
-        return publish(target, stage="checkpoint", version=CHECKPOINT_VERSION, inputs=self.inputs)
+    def _has(self, target: Path) -> bool:
+        """Say whether a checkpoint is there; a damaged one, passed over by the resume, is removed."""
+        if not target.exists():
+            return False
+        try:
+            self._open(target).verify()
+        except IntegrityError:
+            remove(target)
+            return False
+        return True
+
+    def _publish(self, target: Path, *, needed_bytes: int = 0) -> Any:
+        return publish(
+            target,
+            stage="checkpoint",
+            version=CHECKPOINT_VERSION,
+            inputs=self.inputs,
+            needed_bytes=needed_bytes,
+        )
 
     def _listed(self, kind: str) -> list[Path]:
         return sorted(self.folder.glob(f"{kind}-*")) if self.folder.is_dir() else []
@@ -253,10 +280,23 @@ class Checkpoints:
             if self.keep_weights and not target.exists():
                 with self._publish(target) as draft:
                     os.link(old / "model.safetensors", draft.path / "model.safetensors")
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         weights = self._listed("weights")
         for old in weights[: max(0, len(weights) - self.keep_weights)]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
+
+
+def _bytes_of(state: TrainingState, target: Path) -> int:
+    """Return about what a checkpoint of the state takes on the disk; where workers share weights, that of all together."""
+    tensors = dict(state.model_tensors())
+    if target.name.startswith(("step-", "anchor-")):
+        tensors |= state.optimizer_tensors()
+    return _sharers(state) * sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _sharers(state: TrainingState) -> int:
+    """Return how many workers hold different parts of the weights."""
+    return 1 if state.shards is None else num_workers()
 
 
 def _window_of(path: Path) -> int:

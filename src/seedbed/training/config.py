@@ -98,8 +98,13 @@ class TrainingConfig(Config):
     max_rollbacks: int = Field(
         3,
         ge=0,
-        description="After three steps in a row without finite gradients go back to the weights of a validation before and skip"
-        " the rows since, at most so often; then stop. 0: stop at once.",
+        description="After three steps in a row whose gradient was not finite, or a spike, go back to the weights of a validation"
+        " before and skip the rows since, at most so often; then stop. 0: stop at once.",
+    )
+    spike_guard: bool = Field(
+        False,
+        description="Pass over steps whose gradient is far larger than those before: more than 6 robust standard deviations above"
+        " the median of the last 128 norms on a logarithmic scale, 8 times the median at least. Off: clipping alone bounds them.",
     )
     checkpoint_minutes: float = Field(2.0, gt=0.0, description="Minutes between checkpoints.")
     checkpoint_steps: int = Field(0, ge=0, description="Also save every so many steps. 0: by minutes only.")

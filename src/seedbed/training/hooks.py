@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from seedbed.artifact import flush_to_disk, write_text
 from seedbed.errors import disk_errors
 from seedbed.training.averaging import evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
@@ -113,17 +113,24 @@ class MetricsLog(Hook):
         self._write(0, line)
 
     def flush(self) -> None:
-        """Push lines to the disk, before a checkpoint that stands on them."""
+        """Push lines to the disk, before a checkpoint that stands on them; those of a record of rows, beside it, too."""
+        if not self._files:
+            return
         with disk_errors(self.folder, doing="writing metrics in"):
             for file in self._files:
                 file.flush()
-                os.fsync(file.fileno())
+            for path in sorted(self.folder.glob("*.jsonl")):
+                flush_to_disk(path)
+            flush_to_disk(self.folder)
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        for file in self._files:
-            file.close()
+        """Flush and close; where the disk is full or fails, close all the same."""
+        try:
+            self.flush()
+        finally:
+            for file in self._files:
+                with disk_errors(self.folder, doing="writing metrics in"):
+                    file.close()
 
     def _write(self, number: int, line: Mapping[str, Any]) -> None:
         if not self._files:
@@ -309,6 +316,4 @@ def _cut(path: Path, window: int) -> None:
                 _logger.warning("%s: a damaged line was dropped", path)
                 continue
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

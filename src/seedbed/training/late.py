@@ -18,13 +18,13 @@ class StepNumbers:
     """What a step did, as plain numbers.
 
     Attributes:
-        is_finite: its gradient was; otherwise nothing was changed.
+        is_applied: its gradient was; otherwise nothing was changed.
         gradient_norm: before clipping.
         losses: of each (entry, term), this worker's share.
         loss_scale: that the step ran with; None: none.
     """
 
-    is_finite: bool
+    is_applied: bool
     gradient_norm: float
     losses: dict[tuple[int, str], float]
     loss_scale: float | None
@@ -41,11 +41,11 @@ class LateNumbers:
     def __init__(self, result: StepResult) -> None:
         self._keys = list(result.losses)
         self._has_scale = result.loss_scale is not None
-        numbers: list[Any] = [result.is_finite, result.gradient_norm]
+        numbers: list[Any] = [result.is_applied, result.gradient_norm]
         numbers += [] if result.loss_scale is None else [result.loss_scale]
         self._numbers = [*numbers, *result.losses.values()]
         self._event: torch.cuda.Event | None = None
-        if _is_elsewhere(result.is_finite):
+        if _is_elsewhere(result.is_applied):
             packed = torch.stack([number.detach().float() for number in self._numbers])
             host, self._event = _on_the_way(packed)
             self._numbers = [host]
@@ -55,10 +55,10 @@ class LateNumbers:
         if self._event is not None:
             self._event.synchronize()
             self._numbers, self._event = self._numbers[0].tolist(), None
-        is_finite, norm, *rest = self._numbers
+        is_applied, norm, *rest = self._numbers
         scale = float(rest.pop(0)) if self._has_scale else None
         losses = {key: float(loss) for key, loss in zip(self._keys, rest, strict=True)}
-        return StepNumbers(bool(is_finite), float(norm), losses, scale)
+        return StepNumbers(bool(is_applied), float(norm), losses, scale)
 
 
 def _is_elsewhere(tensor: Tensor) -> bool:

@@ -55,11 +55,12 @@ def fit(
         hooks: called in this order.
         is_interrupted: true once a signal has asked to stop, which may reach one worker only; the step at hand is finished first.
         labels: names of the entries of a mixture, for the records; none needed for one objective.
-        recover: called with the first and the last window (from 1) of three non-finite gradients in a row; puts weights and
-            optimizer back, or raises. None: raise.
+        recover: called with the first and the last window (from 1) of three gradients in a row that were not applied; puts
+            weights and optimizer back, or raises. None: raise.
 
     Raises:
-        NumericError: three non-finite gradients in a row, and no way back; weights and optimizer are those before the first.
+        NumericError: three gradients in a row that were not finite, or spikes, and no way back; weights and optimizer are those
+            before the first.
     """
     unread: tuple[StepResult, LateNumbers, int, float] | None = None
 
@@ -74,13 +75,13 @@ def fit(
         result, late, window, seconds = unread
         unread = None
         numbers = late.read()
-        is_finite = numbers.is_finite
+        is_applied = numbers.is_applied
         copies = 1 if state.shards is None else state.shards.num_copies
         losses = sum_over_workers({key: loss / copies for key, loss in numbers.losses.items()})
-        state.num_skipped += not is_finite
-        if is_finite:
+        state.num_skipped += not is_applied
+        if is_applied:
             state.skips_in_a_row = 0
-        elif not _is_overflow(numbers.loss_scale, losses.values()):
+        elif math.isfinite(numbers.gradient_norm) or not _is_overflow(numbers.loss_scale, losses.values()):
             state.skips_in_a_row += 1
         record = StepRecord(
             window=window,
@@ -89,7 +90,7 @@ def fit(
             losses={name_of(key): loss for key, loss in losses.items()},
             learning_rate=learning_rate(window - 1),
             gradient_norm=numbers.gradient_norm,
-            is_skipped=not is_finite,
+            is_skipped=not is_applied,
             tokens=window * tokens_per_window,
             loss_scale=numbers.loss_scale,
         )
@@ -100,8 +101,8 @@ def fit(
         first = window - state.skips_in_a_row + 1
         if recover is None:
             raise NumericError(
-                f"the gradient was not finite in {state.skips_in_a_row} steps in a row (windows {first} to {window}, loss"
-                f" {record.loss}); weights and optimizer are as they were before.",
+                f"the gradient was {state.bad_gradient} in {state.skips_in_a_row} steps in a row (windows {first} to {window},"
+                f" loss {record.loss}); weights and optimizer are as they were before.",
                 hint="lower optim.learning_rate, or look at the rows of these windows",
             )
         recover(state, first, window)
@@ -113,8 +114,11 @@ def fit(
     try:
         while state.window < num_windows and reason == "finished":
             began = time.perf_counter()
+            memory = None if state.spikes is None else state.spikes.memory
             result = run_window(state)
             if read():  # this step ran on weights that were put back: its window begins anew
+                if state.spikes is not None and memory is not None:
+                    state.spikes.memory = memory
                 continue
             state.window += 1
             unread = (result, LateNumbers(result), state.window, time.perf_counter() - began)

@@ -1,9 +1,10 @@
 """Roll back when numbers go wrong for good: weights of before, rows since then skipped, the run goes on.
 
-A step with a non-finite gradient changes nothing and is passed over. Several in a row mean that the weights are in a bad place,
-or the rows are; PaLM (2204.02311, section 5.1) met both by restarting from about 100 steps earlier and skipping the rows in
-between. The same here: weights and optimizer become those of an anchor, a full checkpoint of before, and training goes on at the
-window where it stood. Anchors are saved where validations are, which the plan fixes, never by the clock: such a run repeats.
+A step with a gradient that is not finite (or a spike, `spikes.py`) changes nothing and is passed over. Several in a row mean
+that the weights are in a bad place, or the rows are; PaLM (2204.02311, section 5.1) met both by restarting from about 100 steps
+earlier and skipping the rows in between. The same here: weights and optimizer become those of an anchor, a full checkpoint of
+before, and training goes on at the window where it stood. Anchors are saved where validations are, which the plan fixes, never
+by the clock: such a run repeats.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class RollbackHook(Hook):
 
         Args:
             state: put back in place, but for its window and what hooks remember.
-            first_bad: the first of the steps in a row whose gradient was not finite, from 1.
+            first_bad: the first of the steps in a row whose gradient was not applied, from 1.
             window: the last of them.
 
         Raises:
@@ -74,8 +75,8 @@ class RollbackHook(Hook):
         bad = {str(number): dict(self.rows_of(number - 1)) for number in range(first_bad, window + 1)}
         if len(memory["rollbacks"]) >= self.max_rollbacks:
             raise NumericError(
-                f"the gradient was not finite in {window - first_bad + 1} steps in a row (windows {first_bad} to {window}),"
-                f" after {len(memory['rollbacks'])} rollbacks; weights and optimizer are as they were before.",
+                f"the gradient was {state.bad_gradient} in {window - first_bad + 1} steps in a row (windows {first_bad} to"
+                f" {window}), after {len(memory['rollbacks'])} rollbacks; weights and optimizer are as they were before.",
                 hint="lower optim.learning_rate, or look at the rows of these windows; metrics.jsonl lists those of a rollback",
             )
         wait_for_all()  # the first worker may still be writing the anchor
@@ -84,10 +85,11 @@ class RollbackHook(Hook):
         memory["rollbacks"].append(line)
         self.log.write({"kind": "rollback", "window": window, **line, "rows": bad})
         _logger.warning(
-            "gradients of windows %d to %d were not finite: weights and optimizer are those of step %d again, the rows since are"
+            "gradients of windows %d to %d were %s: weights and optimizer are those of step %d again, the rows since are"
             " skipped (rollback %d of %d)",
             first_bad,
             window,
+            state.bad_gradient,
             anchor,
             len(memory["rollbacks"]),
             self.max_rollbacks,

@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 from torch import Tensor
 
+from seedbed.artifact import write_text
 from seedbed.batch import Targets
 from seedbed.errors import disk_errors
 from seedbed.training.step import MicroBatch
@@ -33,9 +34,9 @@ class RowRecord:
         """Drop the lines of windows that a resumed run will do again, from all workers' files; one worker does it."""
         for path in folder.glob("rows-*.jsonl"):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["window"] < window]
+            kept = [line for line in lines if _is_before(line, window)]
             with disk_errors(path, doing="writing"):
-                path.write_text("".join(kept), encoding="utf-8")
+                write_text(path, "".join(kept))  # killed here, it is the old list or the new one
 
     @staticmethod
     def read(folder: Path) -> dict[int, list[tuple[int, int, str]]]:
@@ -58,6 +59,14 @@ class RowRecord:
                 lines.append(json.dumps(line) + "\n")
         with disk_errors(self.path, doing="writing"), self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
+
+
+def _is_before(line: str, window: int) -> bool:
+    """Say whether a line is of an earlier window; one that a full disk or a kill cut short is of none."""
+    try:
+        return line.endswith("\n") and int(json.loads(line)["window"]) < window
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def row_digests(micro: MicroBatch) -> list[str]:

@@ -16,6 +16,7 @@ from seedbed.training.averaging import WeightAverage
 from seedbed.training.compression import PowerSGDMemory
 from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import num_workers, worker
+from seedbed.training.spikes import SpikeGuard
 from seedbed.training.step import Learner
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ class TrainingState:
         learner: the modules that train.
         optimizer: its moments are saved by parameter name.
         window: windows of rows consumed; the whole state of the data side, and what schedules and dropout are keyed by.
-        num_skipped: windows whose update was skipped for a non-finite gradient; the steps applied are `window - num_skipped`.
+        num_skipped: windows whose update was skipped for a gradient that was not finite, or a spike; the steps applied are
+            `window - num_skipped`.
         skips_in_a_row: the last of them that followed each other.
         loss_scale: of float16, or None.
         average: a moving average of the weights, or None; evaluated and exported in their place.
+        spikes: what judges the size of gradients, or None.
         wrapped: the learner as steps call it, where several workers train (`parallel.wrap`); None: the learner itself.
         shards: what this worker holds of the weights, where workers share them (`shards.py`).
         memory: what each worker remembers of gradients that were not sent whole (`compression.py`), or None.
@@ -50,6 +53,7 @@ class TrainingState:
     num_skipped: int = 0
     skips_in_a_row: int = 0
     average: WeightAverage | None = None
+    spikes: SpikeGuard | None = None
     loss_scale: LossScale | None = None
     wrapped: nn.Module | None = None
     shards: Shards | None = None
@@ -60,6 +64,11 @@ class TrainingState:
     def step(self) -> int:
         """Optimizer updates applied."""
         return self.window - self.num_skipped
+
+    @property
+    def bad_gradient(self) -> str:
+        """Say what a gradient must have been to be skipped, for messages."""
+        return "not finite" if self.spikes is None else "not finite or a spike"
 
     @property
     def data_worker(self) -> int:

@@ -18,6 +18,7 @@ from seedbed.runtime import autocast
 from seedbed.training.exact import ExactSum
 from seedbed.training.loss_scale import LossScale
 from seedbed.training.parallel import no_sync, sum_over_workers
+from seedbed.training.spikes import SpikeGuard
 
 if TYPE_CHECKING:
     from seedbed.training.shards import Shards
@@ -62,7 +63,7 @@ class StepResult:
         losses: mean loss of each (entry, term) over all micro-batches of this worker's share, 0-d float32; summed
             over workers it is the mean over all targets.
         gradient_norm: global L2 norm before clipping, 0-d float32.
-        is_finite: 0-d bool; False means that nothing was changed.
+        is_applied: 0-d bool; False means that nothing was changed: the gradient was not finite, or a spike.
         counts: targets of each (entry, term), over all workers.
         scales: weight times share of rows of each (entry, term): their sum over losses is what was minimised.
         loss_scale: what a float16 loss was multiplied by, 0-d float32, or None.
@@ -70,7 +71,7 @@ class StepResult:
 
     losses: Mapping[tuple[int, str], Tensor]
     gradient_norm: Tensor
-    is_finite: Tensor
+    is_applied: Tensor
     counts: Mapping[tuple[int, str], float]
     scales: Mapping[tuple[int, str], float]
     loss_scale: Tensor | None = None
@@ -195,6 +196,7 @@ def train_step(
     perturbation: Perturbation | None = None,
     embedding_width: int = 0,
     is_exact: bool = False,
+    spikes: SpikeGuard | None = None,
     loss_scale: LossScale | None = None,
     shards: Shards | None = None,
 ) -> StepResult:
@@ -219,6 +221,7 @@ def train_step(
         embedding_width: E of the token embeddings (D unless they are factorised), needed with a perturbation only.
         is_exact: add up gradients in a fixed tree (`exact.py`), so that the number of workers changes no bit; `learner` is then
             not wrapped.
+        spikes: judges the norm of the gradient; a spike is passed over like a gradient that is not finite. None: no guard.
         loss_scale: of float16, updated by the step.
         shards: this worker's share of the weights, where workers share them; `learner` is then the one it was made of.
     """
@@ -305,17 +308,18 @@ def train_step(
     shrink = None
     if factor is not None:
         norm, shrink = norm / factor, 1 / factor
+    is_applied = is_finite if spikes is None else is_finite & ~spikes.take(norm, is_finite)
     if max_grad_norm > 0:
         clip = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         shrink = clip if shrink is None else clip * shrink
     if shrink is not None:
         torch._foreach_mul_(gradients, shrink)
     set_groups(optimizer, learning_rate, settings)
-    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~is_applied).float()  # type: ignore[attr-defined]
     optimizer.step()
     if loss_scale is not None:
         loss_scale.update(is_finite)
     losses = {key: value / counts[key] for key, value in sums.items()}
     shares = {micro.entry: micro.share for micro in micro_batches}
     minimised = {(entry, term): weights[entry][term] * shares[entry] for entry, term in losses}
-    return StepResult(losses, norm.detach(), is_finite, counts, minimised, factor)
+    return StepResult(losses, norm.detach(), is_applied, counts, minimised, factor)
