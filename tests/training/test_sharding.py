@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seedbed.commands import assembly
+from seedbed.commands import assembly, sharing
 from seedbed.commands.assembly import assemble
 from seedbed.config import validate
 from seedbed.errors import ConfigError, IncompatibleError
@@ -86,7 +86,7 @@ def test_layers_that_cannot_be_cut_by_heads_are_refused(toy, sections, said):
 
 
 def test_a_number_of_workers_that_makes_no_groups_is_refused(toy, monkeypatch):
-    monkeypatch.setattr(assembly, "num_workers", lambda: 3)
+    monkeypatch.setattr(sharing, "num_workers", lambda: 3)
     data = {"run": "x", "corpus": {"inputs": ["y"]}, "runtime": {"tensor_parallel": 2}}
     data |= {"objective": {"name": "causal_lm"}, "model": {"name": "llama"}}
     with pytest.raises(ConfigError, match="there are 3"):

@@ -11,19 +11,24 @@ from typing import Any
 import torch
 
 from seedbed.commands.samples import take_samples
+from seedbed.commands.sharing import (
+    check_sharding,
+    check_tensor_parallel,
+    fixed_bytes,
+    share_weights,
+    spread_of,
+)
 from seedbed.commands.stages import Prepared
 from seedbed.commands.start import OldText, Start, open_old_text, open_start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import ConfigError, IncompatibleError
 from seedbed.evaluation.fixed_targets import build_validation
-from seedbed.evaluation.intrinsic import EvaluationSet, Spread, score
+from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import at_device, fold, key_from
-from seedbed.models.config import TransformerConfig
 from seedbed.models.folder import settle_form
 from seedbed.models.heads import limit_logits
 from seedbed.models.language_model import LanguageModel, build_model
-from seedbed.models.transformer import Layer
 from seedbed.models.trunks import compile_stacks, set_recomputing, use_flex
 from seedbed.objectives.base import Objective, Vocabulary
 from seedbed.objectives.chunked_cross_entropy import compile_losses
@@ -36,7 +41,7 @@ from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_step
 from seedbed.training.continued import OLD
 from seedbed.training.feed import Entry, Feed
 from seedbed.training.loss_scale import LossScale
-from seedbed.training.parallel import agreed, num_workers, sum_over_workers
+from seedbed.training.parallel import agreed
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
@@ -48,7 +53,6 @@ __all__ = [
     "rows_of_window",
     "run_window",
     "samples_of",
-    "share_weights",
     "steps_from_start",
     "validation_of",
 ]
@@ -85,7 +89,7 @@ def assemble(
     recipe: Recipe, prepared: Prepared, start: Start | None = None, old: OldText | None = None
 ) -> Setting:
     """Build objective, model, optimizer and rows; refuse what does not fit before anything runs."""
-    _check_sharding(recipe)
+    check_sharding(recipe)
     vocabulary = Vocabulary.of(prepared.tokenizer)
     sections = entries_of(recipe.objective)
     description = (
@@ -93,7 +97,7 @@ def assemble(
         if start is None
         else start.model.config
     )
-    _check_tensor_parallel(recipe, description)
+    check_tensor_parallel(recipe, description)
     vocabulary = _replaced(vocabulary, decoder_start_id=description.special_ids.get("decoder_start"))
     objectives = [
         section.objective.build(
@@ -169,88 +173,6 @@ def assemble(
     return Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
 
 
-def share_weights(recipe: Recipe, setting: Setting) -> None:
-    """Share weights and optimizer among the workers, where there are several and the recipe says so; once."""
-    runtime, state = recipe.runtime, setting.state
-    if num_workers() == 1 or state.shards is not None:
-        return
-    # torch takes more than a second to import what these need.
-    if runtime.sharding != "none":
-        from seedbed.training.sharding import shard
-
-        shard(state, kind=runtime.sharding, device=setting.device, model=setting.model)
-    if runtime.tensor_parallel > 1:
-        from seedbed.training.tensor_parallel import split
-
-        split(state, size=runtime.tensor_parallel, device=setting.device, model=setting.model)
-
-
-def _check_tensor_parallel(recipe: Recipe, description: TransformerConfig) -> None:
-    """Refuse what cannot be had where workers share each layer, on any number of workers."""
-    size = recipe.runtime.tensor_parallel
-    if size == 1:
-        return
-    off = "runtime.tensor_parallel=1"
-    if num_workers() > 1 and num_workers() % size:
-        raise ConfigError(
-            f"runtime.tensor_parallel={size} needs a multiple of so many workers; there are {num_workers()}.",
-            hint=f"torchrun --nproc-per-node {size}, or another number",
-        )
-    others = {
-        "runtime.sharding": recipe.runtime.sharding != "none",
-        "training.exact": recipe.training.exact,
-        "training.gradient_compression": recipe.training.gradient_compression != "none",
-        "objective distillation, which looks at single heads": any(
-            section.objective.name == "distillation" for section in entries_of(recipe.objective)
-        ),
-        f"optim {recipe.optim.name}, which looks at whole matrices": recipe.optim.name
-        in ("lamb", "adafactor", "muon", "normuon"),
-    }
-    if found := [name for name, is_on in others.items() if is_on]:
-        raise ConfigError(
-            f"runtime.tensor_parallel={size} does not go together with {', '.join(found)}.",
-            hint=f"{off}, or change that",
-        )
-    odd = (
-        description.inner_norm or description.attention_gate or description.positions in ("alibi", "relative")
-    )
-    if description.family not in ("gpt2", "llama") or odd:
-        raise IncompatibleError(
-            f"runtime.tensor_parallel cuts the layers of gpt2 and llama models; this one is {description.family}.",
-            hint=f"{off}; runtime.sharding=full_shard shares any model",
-        )
-    sizes = {name: getattr(description, name) for name in ("num_heads", "num_kv_heads", "ffn_size")}
-    if wrong := [f"{name} {number}" for name, number in sizes.items() if number % size]:
-        raise IncompatibleError(
-            f"runtime.tensor_parallel={size} does not divide {', '.join(wrong)} of the model.",
-            hint=f"{off}, or sizes that it divides",
-        )
-
-
-def _check_sharding(recipe: Recipe) -> None:
-    """Refuse what cannot be had with shared weights, on any number of workers."""
-    kind = recipe.runtime.sharding
-    if kind == "none":
-        return
-    if recipe.training.exact:
-        raise ConfigError(
-            f"training.exact adds up whole gradients in a fixed order; with runtime.sharding={kind} no worker ever holds them.",
-            hint="runtime.sharding=none, or training.exact=false",
-        )
-    if recipe.training.gradient_compression != "none":
-        raise ConfigError(
-            f"training.gradient_compression={recipe.training.gradient_compression} is a hook of DDP, which"
-            f" runtime.sharding={kind} takes the place of.",
-            hint="runtime.sharding=none, or training.gradient_compression=none",
-        )
-    if recipe.regularisation.adversarial.name == "smart":
-        raise ConfigError(
-            f"regularisation.adversarial smart differentiates inside its loss; with runtime.sharding={kind} that frees weights"
-            " the rest of the loss still needs.",
-            hint="runtime.sharding=none, or another kind of regularisation.adversarial",
-        )
-
-
 def validation_of(
     recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
 ) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
@@ -302,7 +224,7 @@ def validation_of(
                 stored[number][0],
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
-                spread=_spread(setting.state, recipe),
+                spread=spread_of(setting.state, recipe),
             )
             for number, entry in enumerate(setting.entries)
         ]
@@ -317,7 +239,7 @@ def validation_of(
                 old_stored,
                 device=setting.device,
                 compute_dtype=setting.compute_dtype,
-                spread=_spread(setting.state, recipe),
+                spread=spread_of(setting.state, recipe),
             )
             found |= {f"{OLD}{name}": value for name, value in old.items()}
         return found
@@ -325,18 +247,6 @@ def validation_of(
     return evaluate, together(
         [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
     )
-
-
-def _spread(state: TrainingState, recipe: Recipe) -> Spread | None:
-    """Return how workers share the batches of a validation; None: each scores all, so that their number changes no bit."""
-    if state.num_data_workers == 1 or recipe.training.exact:
-        return None
-
-    def add(sums: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-        copies = num_workers() // state.num_data_workers
-        return {key: value / copies for key, value in sum_over_workers(sums).items()}
-
-    return Spread(state.data_worker, state.num_data_workers, add)
 
 
 def _old_validation(
@@ -474,7 +384,7 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
             num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
             # 64 rows fill a CPU; a GPU wants more tokens where rows are short.
             max_rows=64 if setting.device.type == "cpu" else max(64, 2**16 // recipe.data.row_length),
-            fixed_bytes=_fixed_bytes(recipe, setting),
+            fixed_bytes=fixed_bytes(recipe, setting),
         )
 
     if recipe.training.micro_batch_rows:
@@ -483,24 +393,6 @@ def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
     if recipe.training.exact:  # up to eight workers can share a step
         rows = min(rows, max(1, recipe.training.rows_per_step(recipe.data.row_length) // 8))
     return rows
-
-
-def _fixed_bytes(recipe: Recipe, setting: Setting) -> int:
-    """Return what weights, gradients and two moments take on each worker while it trains."""
-    learner, kind = setting.state.learner, recipe.runtime.sharding
-    whole = sum(p.numel() * p.element_size() for p in learner.parameters())
-    if kind == "none" or num_workers() == 1:
-        return 4 * whole
-    if kind == "shard_grad_op":
-        return 4 * whole // num_workers() + 2 * whole  # and whole weights and gradients in a backward pass
-    layers = {id(p): p for m in learner.modules() if isinstance(m, Layer) for p in m.parameters()}
-    in_layers = sum(p.numel() * p.element_size() for p in layers.values())
-    # Gathered, with their gradients: what is outside layers, the layer at hand, and the weights of the next.
-    return (
-        4 * whole // num_workers()
-        + 2 * (whole - in_layers)
-        + 3 * in_layers // setting.model.config.num_layers
-    )
 
 
 def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:

@@ -42,7 +42,6 @@ from seedbed.commands.assembly import (
     rows_of_window,
     run_window,
     samples_of,
-    share_weights,
     validation_of,
 )
 from seedbed.commands.console import Console
@@ -54,6 +53,7 @@ from seedbed.commands.resuming import (
     resume_request,
     warn_of_changes,
 )
+from seedbed.commands.sharing import share_weights
 from seedbed.commands.signals import collect_signals as _signals
 from seedbed.commands.stages import Prepared
 from seedbed.commands.start import open_old_text, open_start

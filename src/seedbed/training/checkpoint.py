@@ -18,22 +18,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from seedbed.artifact import Artifact, Draft, open_verified, publish, remove, sweep, write_json
+from seedbed.artifact import Artifact, open_verified, publish, remove, sweep, write_json
 from seedbed.errors import IncompatibleError, IntegrityError, NumericError
-from seedbed.optim.shards import Shard, Slices
-from seedbed.tensors import TensorFile, load_tensors, open_tensors, save_tensors, stream_order, stream_tensors
-from seedbed.training.parallel import any_worker, from_worker, num_workers, worker
-from seedbed.training.state import TrainingState, named_tensors
+from seedbed.tensors import load_tensors, open_tensors
+from seedbed.training.parallel import any_worker, num_workers, worker
+from seedbed.training.state import TrainingState
+from seedbed.training.tensor_files import Writer, file_of_worker, load_parts, read_own
 
 if TYPE_CHECKING:
     from seedbed.training.shards import Shards
@@ -132,12 +129,12 @@ class Checkpoints:
         """Load the mean of the weights saved for it (summed in float64), and return their windows."""
         paths = self._listed("mean")
         if paths:
-            _load_parts(parts, [self._open(path) for path in paths], shards)
+            load_parts(parts, [self._open(path) for path in paths], shards)
         return [_window_of(path) for path in paths]
 
     def load_best(self, parts: nn.ModuleDict, *, window: int, shards: Shards | None = None) -> None:
         """Load the best weights, which validation recorded at `window`."""
-        _load_parts(parts, [self._open(self.folder / f"best-{window:08d}")], shards)
+        load_parts(parts, [self._open(self.folder / f"best-{window:08d}")], shards)
 
     def newest(self) -> Artifact | None:
         """Return the newest sound full checkpoint, or None when there is none at all.
@@ -182,7 +179,7 @@ class Checkpoints:
             parameters, layout = state.parameters(), state.layout
             with open_tensors(artifact.file("average.safetensors")) as file:
                 state.average.tensors = {
-                    name: _read(file, name, layout).to(parameters[name].device) for name in file.names
+                    name: read_own(file, name, layout).to(parameters[name].device) for name in file.names
                 }
         if state.memory is not None:
             _load_memory(state, artifact)
@@ -202,7 +199,7 @@ class Checkpoints:
         Raises:
             IncompatibleError: its tensors do not fit the model.
         """
-        _load_parts(state.learner.parts, [artifact], state.shards)
+        load_parts(state.learner.parts, [artifact], state.shards)
         with open_tensors(artifact.file("optimizer.safetensors")) as file:
             for name in file.names:  # one at a time, since of shared ones only some rows are kept
                 state.load_optimizer_tensors({name: file.read(name)})
@@ -226,7 +223,7 @@ class Checkpoints:
         self._keep(kind, keep)
 
     @contextmanager
-    def _saving(self, target: Path, state: TrainingState) -> Iterator[_Writer | None]:
+    def _saving(self, target: Path, state: TrainingState) -> Iterator[Writer | None]:
         """Yield what saves tensors into `target`; None where there is nothing to do: it is there, or the first worker does it."""
         if worker() > 0 and not state.is_of_all_workers:
             yield None
@@ -236,10 +233,10 @@ class Checkpoints:
             yield None
             return
         if worker() > 0:
-            yield _Writer(None)
+            yield Writer(None)
             return
         with self._publish(target, needed_bytes=_bytes_of(state, target)) as draft:
-            yield _Writer(draft)
+            yield Writer(draft)
             draft.counts = {"window": state.window}
 
     def _keep(self, kind: str, number: int) -> None:
@@ -303,52 +300,10 @@ def _window_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-@dataclass(frozen=True, slots=True)
-class _Writer:
-    """Write files of tensors into a draft; without one, only take part in gathering what workers share."""
-
-    draft: Draft | None
-
-    def __call__(
-        self, name: str, tensors: Mapping[str, Tensor], layout: Mapping[str, Shard | Slices]
-    ) -> None:
-        if not layout:
-            if self.draft is not None:
-                save_tensors(tensors, self.draft.path / name)
-            return
-
-        def whole(key: str) -> Tensor:
-            return layout[key].whole(tensors[key].detach()) if key in layout else tensors[key]
-
-        kinds = {
-            key: (
-                tensor.dtype,
-                layout[key].whole_shape(tensor) if key in layout else tuple(tensor.shape),
-            )
-            for key, tensor in tensors.items()
-        }
-        if self.draft is not None:
-            stream_tensors(kinds, whole, self.draft.path / name)
-            return
-        for key in stream_order(kinds):
-            whole(key)
-
-    def of_each_worker(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write what every worker holds as `<name>-<worker>-of-<workers>`: the same names and shapes on all."""
-        for number in range(num_workers()):
-            own = {key: from_worker(tensor, number) for key, tensor in sorted(tensors.items())}
-            if self.draft is not None:
-                save_tensors(own, self.draft.path / _file_of_worker(name, number))
-
-
-def _file_of_worker(name: str, number: int) -> str:
-    return f"{name}-{number}-of-{num_workers()}.safetensors"
-
-
 def _load_memory(state: TrainingState, artifact: Artifact) -> None:
     """Give this worker back what it remembered; with another number of workers it begins anew."""
     assert state.memory is not None
-    name = _file_of_worker("powersgd", worker())
+    name = file_of_worker("powersgd", worker())
     saved = load_tensors(artifact.file(name)) if name in artifact.files else {}
     state.memory.load(saved, device=next(state.learner.parameters()).device)
     if not saved and worker() == 0:
@@ -356,48 +311,4 @@ def _load_memory(state: TrainingState, artifact: Artifact) -> None:
             "%s holds no memory of PowerSGD for %d workers: what they had not sent is lost, and it begins anew",
             artifact.path,
             num_workers(),
-        )
-
-
-def _read(file: TensorFile, name: str, layout: Mapping[str, Shard | Slices]) -> Tensor:
-    """Return a saved tensor, or the rows of it this worker holds."""
-    return layout[name].read(partial(file.read, name)) if name in layout else file.read(name)
-
-
-def _load_parts(parts: nn.ModuleDict, artifacts: Sequence[Artifact], shards: Shards | None) -> None:
-    """Copy saved tensors, or the means of several saved ones, into the modules; every name and shape must match."""
-    own = dict(named_tensors(parts) if shards is None else shards.named_tensors())
-    layout = {} if shards is None else shards.layout
-    with ExitStack() as stack, torch.no_grad():
-        files = [stack.enter_context(open_tensors(a.file("model.safetensors"))) for a in artifacts]
-        for artifact, file in zip(artifacts, files, strict=True):
-            _check_fit(
-                {n: layout[n].shape if n in layout else tuple(t.shape) for n, t in own.items()},
-                file,
-                artifact,
-            )
-        for name, tensor in own.items():
-            if len(files) == 1 or not tensor.is_floating_point():
-                tensor.copy_(_read(files[-1], name, layout))  # of counters the last
-                continue
-            total = _read(files[0], name, layout).double()
-            for file in files[1:]:
-                total = total + _read(file, name, layout).double()
-            tensor.copy_(total / len(files))
-
-
-def _check_fit(shapes: Mapping[str, tuple[int, ...]], file: TensorFile, artifact: Artifact) -> None:
-    """Refuse tensors that are not the model's."""
-    saved = {name: file.shape(name) for name in file.names}
-    problems = [f"missing {n}" for n in shapes.keys() - saved.keys()]
-    problems += [f"unexpected {n}" for n in saved.keys() - shapes.keys()]
-    problems += [
-        f"{n} is {saved[n]}, the model has {shapes[n]}"
-        for n in shapes.keys() & saved.keys()
-        if saved[n] != shapes[n]
-    ]
-    if problems:
-        raise IncompatibleError(
-            f"{artifact.path} does not fit the model: {'; '.join(sorted(problems)[:8])}.",
-            hint="resume with the model section it was trained with",
         )
