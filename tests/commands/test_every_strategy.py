@@ -7,6 +7,7 @@ import json
 import pytest
 
 from seedbed.api import load
+from seedbed.artifact import read_sealed_json, write_sealed_json
 from seedbed.cli import main
 from seedbed.commands import pretraining
 from seedbed.commands.console import Console
@@ -56,7 +57,9 @@ def test_a_run_does_not_go_on_with_other_tokens(prepared, corpus, tmp_path):
     with pytest.raises(pretraining.Interrupted):
         train(prepared, data, stop_after=2)
     place = tmp_path / "run" / "pretrain" / "resolved.json"
-    place.write_text(place.read_text().replace(prepared.tokens.digest, "0" * 64))
+    said = json.dumps(read_sealed_json(place))
+    assert prepared.tokens.digest in said
+    write_sealed_json(place, json.loads(said.replace(prepared.tokens.digest, "0" * 64)))
     with pytest.raises(IncompatibleError, match="tokens changed since"):
         train(prepared, data)
 
