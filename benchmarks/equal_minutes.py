@@ -112,14 +112,12 @@ def train(options: argparse.Namespace, *, side: str, rate: float, minutes: float
 
     from seedbed.commands.console import Console
     from seedbed.commands.pretraining import pretrain
-    from seedbed.commands.stages import prepare
     from seedbed.lock import owned
     from seedbed.runtime import prepare_process
 
     console = Console(as_json=True)
     base = recipe_of(options, options.out / "store")
-    with owned(base.run_folder()):
-        prepared = prepare(base, console)
+    prepared = prepare_once(base, console)
     torch.set_num_threads(options.threads)
     speeds = [product_rate()]
     if side.startswith("ours"):
@@ -146,6 +144,20 @@ def train(options: argparse.Namespace, *, side: str, rate: float, minutes: float
         result = train_theirs(options, base, prepared, side=side, rate=rate, minutes=minutes)
     speeds.append(product_rate())
     return {"side": side, "rate": rate, "minutes": minutes, **result, "gflops": [round(s) for s in speeds]}
+
+
+def prepare_once(recipe, console):
+    """Make the store, or take it as another process of this benchmark made it, which may still be at it."""
+    from seedbed.commands.stages import prepare
+    from seedbed.errors import LockedError
+    from seedbed.lock import owned
+
+    while True:
+        try:
+            with owned(recipe.run_folder()):
+                return prepare(recipe, console)
+        except LockedError:
+            time.sleep(2)
 
 
 def train_theirs(
