@@ -91,3 +91,12 @@ def test_training_takes_it_and_evaluation_does_not():
     assert judged.sums
     assert judged.per_target is not None
     torch.testing.assert_close(term.loss.detach(), judged.loss, rtol=1e-6, atol=0)
+
+
+def test_the_way_back_is_walked_once():
+    """Its gradient is scaled in place; a second walk must not pass for the first."""
+    logits, values, _ = inputs(torch.float32, is_weighted=False)
+    found = 2.0 * summed_loss.summed_loss(logits, values)
+    torch.autograd.grad(found, logits, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found, logits)

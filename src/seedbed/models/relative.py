@@ -74,7 +74,7 @@ class XLNetTransformer(Transformer):
         plan = RelativePlan(
             bias=plain.bias,
             is_causal=False,
-            is_fused=False,
+            form=plain.form,
             rotary=None,
             query=plain.query,
             table=sinusoids(distances, self.config.hidden_size),
@@ -143,7 +143,7 @@ class DisentangledTransformer(Transformer):
         plan = DisentangledPlan(
             bias=plain.bias,
             is_causal=False,
-            is_fused=False,
+            form=plain.form,
             rotary=None,
             query=plain.query,
             table=table if self.distance_norm is None else self.distance_norm(table),

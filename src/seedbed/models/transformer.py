@@ -18,13 +18,20 @@ from seedbed.batch import Batch, Hidden
 from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache, Memory
 from seedbed.models.config import TransformerConfig
-from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix
+from seedbed.models.layers.attention import Attention, AttentionPlan, Table, ValueMix, form_for
 from seedbed.models.layers.block_mask import flex_within, takes_flex
 from seedbed.models.layers.cross_attention import CROSS_SITES, CrossAttention, Reading
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.embedding import Embedding
 from seedbed.models.layers.feed_forward import FeedForward
-from seedbed.models.layers.mask import additive, may_attend, may_read, query_plan, within_window
+from seedbed.models.layers.mask import (
+    additive,
+    may_attend,
+    may_read,
+    query_plan,
+    reach_of,
+    within_window,
+)
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import (
     RelativePositions,
@@ -34,9 +41,6 @@ from seedbed.models.layers.position import (
 )
 
 __all__ = ["Layer", "Transformer"]
-
-_BMM_MAX_LENGTH = 256
-"""Longest row for which batched products beat the fused kernel on a CPU (3.1x at 128, 1.5x at 256, 0.9x at 512)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +417,6 @@ class Transformer(nn.Module):
         device = segment_ids.device
         dtype = _compute_dtype(self.embedding.token.weight)
         total = start + segment_ids.shape[1]
-        is_fused = self.can_fuse and (device.type != "cpu" or total > _BMM_MAX_LENGTH)
         key_positions = positions if cache is None else cache.place(positions)
         if batch.position_ids is None and self.relative is not None:
             # Tokens of a segment stand side by side, so their places in the row are as far apart as their positions, and one
@@ -425,7 +428,19 @@ class Transformer(nn.Module):
             batch.attention == "causal" and start == 0 and not batch.is_segmented and not batch.has_padding
         )
         is_plainly_causal = is_plainly_causal and distance is None
-        needs_bias = not is_fused or any(name.startswith("attention.") for name in wanted)
+        kinds = {config.is_local(index) for index in range(config.num_layers)}
+        reaches = {
+            is_local: reach_of(batch, config.local_window if is_local else 0) for is_local in sorted(kinds)
+        }
+        forms = {
+            is_local: form_for(
+                queries=total - start, keys=total, device_type=device.type, reach=reach, bias=distance
+            )
+            if self.can_fuse
+            else "batched"
+            for is_local, reach in reaches.items()
+        }
+        needs_bias = "batched" in forms.values() or any(name.startswith("attention.") for name in wanted)
         needs_bias = needs_bias or config.attention_dropout > 0
         is_flex = self.flex is not None and takes_flex(
             device_type=device.type,
@@ -446,12 +461,12 @@ class Transformer(nn.Module):
         plans = {}
         if is_flex and batch.is_segmented:
             allowed = None  # what restricts is in the blocks
-        for is_local in {config.is_local(index) for index in range(config.num_layers)}:
+        for is_local, reach in reaches.items():
             mask, flex = allowed, None
             if is_flex and self.flex is not None and (batch.is_segmented or is_local):
                 window = config.local_window if is_local else 0
                 mask, flex = None, flex_within(self.flex, batch, segment_ids, window=window)
-            elif is_local:
+            elif is_local and (needs_bias or forms[is_local] != "blocked"):
                 near = within_window(total, start, config.local_window, device)
                 mask = near if allowed is None else allowed & near
             theta = config.local_rope_theta if is_local else config.rope_theta
@@ -459,11 +474,12 @@ class Transformer(nn.Module):
             plans[is_local] = AttentionPlan(
                 bias=_total(additive(mask, dtype), distance),
                 is_causal=is_plainly_causal and not is_local,
-                is_fused=is_fused,
+                form=forms[is_local],
                 rotary=self._rotary(positions, theta, dtype, scale=scale),
                 query=query,
                 query_rotary=self._rotary(query_positions, theta, dtype, scale=scale),
                 flex=flex,
+                reach=reach,
             )
         return plans
 
@@ -484,9 +500,12 @@ class Transformer(nn.Module):
             some = allowed.any(-1, keepdim=True)
             # A softmax over nothing is not a number: who may read nothing reads all, and that is taken times zero.
             allowed, sees = allowed | ~some, some[:, None].to(dtype)
-        longest = max(segment_ids.shape[1], memory.segment_ids.shape[1])
-        is_fused = segment_ids.device.type != "cpu" or longest > _BMM_MAX_LENGTH
-        plan = AttentionPlan(bias=additive(allowed, dtype), is_causal=False, is_fused=is_fused, rotary=None)
+        form = form_for(
+            queries=segment_ids.shape[1],
+            keys=memory.segment_ids.shape[1],
+            device_type=segment_ids.device.type,
+        )
+        plan = AttentionPlan(bias=additive(allowed, dtype), is_causal=False, form=form, rotary=None)
         return Reading(memory, plan, sees)
 
     def _rotary(

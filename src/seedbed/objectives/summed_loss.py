@@ -54,7 +54,10 @@ def summed_loss(
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Keep the gradient, computed on the way forward; the way back only scales it."""
+    """Keep the gradient, computed on the way forward; the way back only scales it, in place: autograd refuses to walk it twice.
+
+    A second tensor as large as the logits would take as long to write as a tenth of the product that made them.
+    """
 
     @staticmethod
     def forward(
@@ -71,37 +74,34 @@ class _SummedLoss(torch.autograd.Function):
         rows = max(1, _BLOCK // num_classes)
         for start in range(0, num_rows, rows):
             block = slice(start, start + rows)
-            narrow = logits[block]
-            wide = (
-                narrow.clone() if narrow.dtype == torch.float32 else narrow.float()
-            )  # never the logits themselves
+            wide = logits[block].float()
             at = values[block, None]
             hit = wide.gather(1, at)
-            mean = wide.mean(dim=1, keepdim=True) if label_smoothing else None
             largest = wide.amax(dim=1, keepdim=True)
-            mass = wide.sub_(largest).exp_().sum(dim=1, keepdim=True)
-            spread = mass.log()
+            p = wide.softmax(dim=1)
+            spread = -p.amax(
+                dim=1, keepdim=True
+            ).log()  # of the partition over the largest logit's share of it
             per_row = spread + (largest - hit)  # large logits cancel before anything small is added to them
-            if mean is not None:
+            if label_smoothing:
+                mean = wide.mean(dim=1, keepdim=True)
                 per_row = torch.lerp(per_row, spread + (largest - mean), label_smoothing)
-            scale = 1.0 / mass
             if z_loss:
                 partition = spread + largest
                 per_row = per_row + z_loss * partition.square()
-                scale = scale * (1.0 + 2.0 * z_loss * partition)
-            wide.mul_(scale)
+                p.mul_(1.0 + 2.0 * z_loss * partition)
             if label_smoothing:
-                wide.sub_(label_smoothing / num_classes)
-            wide.scatter_add_(1, at, torch.full_like(hit, label_smoothing - 1.0))
+                p.sub_(label_smoothing / num_classes)
+            p.scatter_add_(1, at, torch.full_like(hit, label_smoothing - 1.0))
             if weights is not None:
                 per_row = per_row * weights[block, None]
-                wide.mul_(weights[block, None])
+                p.mul_(weights[block, None])
             total += per_row.sum()
-            gradient[block] = wide
+            gradient[block] = p
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None, None, None
+        return gradient.mul_(outputs[0]), None, None, None, None

@@ -12,6 +12,7 @@ from torch.nn.attention import flex_attention as flex_module
 
 from seedbed.batch import Batch
 from seedbed.models import transformer
+from seedbed.models.layers import attention
 from seedbed.models.layers.block_mask import takes_flex
 from seedbed.models.trunks import compile_stacks, use_flex
 from toys import toy_model
@@ -60,7 +61,7 @@ def on_a_cpu(monkeypatch):
         return taken[-1]
 
     monkeypatch.setattr(transformer, "takes_flex", choose)
-    monkeypatch.setattr(transformer, "_BMM_MAX_LENGTH", 0)  # where a CPU would multiply plainly
+    monkeypatch.setattr(attention, "_BATCHED_LENGTH", 0)  # where a CPU would multiply plainly
     monkeypatch.setattr(flex_module, "_validate_device", lambda *tensors: None)
     return taken
 
@@ -135,7 +136,7 @@ def test_a_query_stream_and_captured_probabilities_keep_their_mask(on_a_cpu):
 def test_it_melts_into_a_compiled_step(monkeypatch):
     """One graph, without a break, that serves other documents unchanged; traced to the backward pass, not written as code."""
     monkeypatch.setattr(transformer, "takes_flex", lambda **situation: True)
-    monkeypatch.setattr(transformer, "_BMM_MAX_LENGTH", 0)
+    monkeypatch.setattr(attention, "_BATCHED_LENGTH", 0)
     monkeypatch.setattr(flex_module, "_validate_device", lambda *tensors: None)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

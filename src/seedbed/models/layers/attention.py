@@ -1,10 +1,10 @@
-"""Multi-head attention with shared key-value heads, by batched matrix products or by PyTorch's fused kernel."""
+"""Multi-head attention with shared key-value heads: by batched matrix products, whole or in blocks, or by a fused kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,22 @@ from torch import Tensor, nn
 
 from seedbed.models.cache import Cache
 from seedbed.models.config import TransformerConfig
+from seedbed.models.layers import blocked_attention
+from seedbed.models.layers.blocked_attention import UNLIMITED, Reach
 from seedbed.models.layers.dropout import QUERY_SITES, Dropout
 from seedbed.models.layers.mask import QueryPlan
 from seedbed.models.layers.norm import make_norm
 from seedbed.models.layers.position import rotate
 
-__all__ = ["Attention", "AttentionPlan", "ValueMix", "attend", "mix"]
+__all__ = ["Attention", "AttentionPlan", "Form", "ValueMix", "attend", "form_for", "mix"]
 
 Table = tuple[Tensor, Tensor]
+
+Form = Literal["batched", "blocked", "fused"]
+"""By whole batched products (`attend`), by blocks of queries (`blocked_attention`), by PyTorch's fused kernel."""
+
+_BATCHED_LENGTH = 256
+"""Up to this length batched products on a CPU are two to three times as fast as the fused kernel and its way back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +35,25 @@ class AttentionPlan:
     """How a batch attends in layers of one kind (global or local); made once and shared by them.
 
     Attributes:
-        bias: (B or 1, 1 or H, T, S) added to the scores: the mask, and what depends on distance. None: nothing.
+        bias: (B or 1, 1 or H, T, S) added to the scores: the mask, and what depends on distance. None: nothing. What `reach` or
+            `is_causal` says of the mask may be missing where `form` reads those.
         is_causal: the mask is exactly the causal one, so the fused kernel may be told so instead.
-        is_fused: use the fused kernel.
+        form: how scores are computed, where no probabilities are wanted or dropped.
         rotary: tables for the content (B or 1, T, 1, K), or None.
         query: how the query stream attends, or None.
         query_rotary: tables for its positions.
         flex: block-sparse attention that knows the mask (`block_mask.py`); used in the place of all else.
+        reach: how far a query of this layer sees at most, for the form by blocks.
     """
 
     bias: Tensor | None
     is_causal: bool
-    is_fused: bool
+    form: Form
     rotary: Table | None
     query: QueryPlan | None = None
     query_rotary: Table | None = None
     flex: Callable[..., Tensor] | None = None
+    reach: Reach = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +219,24 @@ class Attention(nn.Module):
         return out
 
 
+def form_for(
+    *, queries: int, keys: int, device_type: str, reach: Reach = UNLIMITED, bias: Tensor | None = None
+) -> Form:
+    """Return the fastest form for so many queries and keys.
+
+    Args:
+        queries: T.
+        keys: S.
+        device_type: "cpu" and others.
+        reach: how far a query sees.
+        bias: what depends on distance; one that is learned rules out blocks.
+    """
+    is_learned = bias is not None and bias.requires_grad
+    if not is_learned and blocked_attention.applies(queries=queries, device_type=device_type, reach=reach):
+        return "blocked"
+    return "fused" if device_type != "cpu" or keys > _BATCHED_LENGTH else "batched"
+
+
 def mix(
     q: Tensor,
     k: Tensor,
@@ -219,7 +248,7 @@ def mix(
     site: int,
     wants_probabilities: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mix values by the path the plan names: the fused kernel, unless probabilities are wanted or dropped.
+    """Mix values in the form the plan names, unless probabilities are wanted or dropped: then by whole products.
 
     Returns:
         Mixed values (B, H, T, K), and probabilities (B, H, T, S) if they were wanted.
@@ -229,7 +258,9 @@ def mix(
         assert not wants_probabilities
         assert not drops
         return plan.flex(q, k, v, scale=scale, enable_gqa=k.shape[1] != q.shape[1]), None
-    if plan.is_fused and not wants_probabilities and not drops:
+    if plan.form == "blocked" and not wants_probabilities and not drops:
+        return blocked_attention.blocked_attention(q, k, v, plan.bias, reach=plan.reach, scale=scale), None
+    if plan.form == "fused" and not wants_probabilities and not drops:
         mixed = F.scaled_dot_product_attention(
             q,
             k,
@@ -256,7 +287,6 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Compute softmax(scale q k' + bias) v by batched products.
 
-    For rows up to 256 on a CPU this is up to three times as fast as the fused kernel, whose backward is slow there.
     Heads that share keys are stacked along the rows of one product, so shared keys are never repeated.
 
     Args:

@@ -14,8 +14,9 @@ from torch import Tensor
 from seedbed.batch import Batch
 from seedbed.errors import IncompatibleError
 from seedbed.models.cache import Cache
+from seedbed.models.layers.blocked_attention import Reach
 
-__all__ = ["QueryPlan", "additive", "may_attend", "may_read", "query_plan", "within_window"]
+__all__ = ["QueryPlan", "additive", "may_attend", "may_read", "query_plan", "reach_of", "within_window"]
 
 
 def may_attend(batch: Batch, segment_ids: Tensor, cache: Cache | None, start: int) -> Tensor | None:
@@ -61,6 +62,12 @@ def may_read(batch: Batch, segment_ids: Tensor, memory_ids: Tensor) -> Tensor | 
     if batch.has_padding:
         return (segment_ids > 0)[:, :, None] == (memory_ids > 0)[:, None, :]
     return None
+
+
+def reach_of(batch: Batch, window: int) -> Reach:
+    """Return how far a query sees at most by the order of its batch and a window (0: none), whatever the segments."""
+    half = window // 2 if window else None
+    return Reach(before=half, after=0 if batch.attention == "causal" else half)
 
 
 def within_window(length: int, start: int, window: int, device: torch.device) -> Tensor:
