@@ -89,36 +89,49 @@ def _stack(queries: Tensor, block: _Block, groups: int) -> Tensor:
     return queries[:, :, block.first : block.last].reshape(batch * groups, -1, width)
 
 
-def _probabilities(
-    stacked: Tensor, keys: Tensor, bias: Tensor | None, block: _Block, shape: tuple[int, int]
-) -> Tensor:
-    """Return (B G, H / G T, S) of a block; `shape` is (B, H)."""
-    scores = torch.bmm(stacked, keys[:, block.low : block.high].transpose(1, 2))
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return scale * left right, without a pass of its own for the scale."""
+    shape = (len(left), left.shape[1], right.shape[2])
+    return torch.baddbmm(left.new_empty(1, 1, 1).expand(shape), left, right, beta=0, alpha=scale)
+
+
+def _add_limits(
+    scores: Tensor, bias: Tensor | None, block: _Block, reach: Reach, lengths: tuple[int, int]
+) -> None:
+    """Add the bias to the scores (B, H, T, S) of a block, and hide what is beyond the reach."""
     if bias is not None:
-        by_head = scores.view(*shape, block.last - block.first, block.high - block.low)
-        by_head += bias
-    return scores.softmax(-1)
-
-
-def _bias_of(
-    block: _Block, bias: Tensor | None, reach: Reach, lengths: tuple[int, int], like: Tensor
-) -> Tensor | None:
-    """Return what is added to the scores of a block: its part of the bias, and nothing seen beyond the reach."""
-    part = None if bias is None else bias[:, :, block.first : block.last, block.low : block.high]
-    if reach == UNLIMITED:
-        return part
+        scores += bias[:, :, block.first : block.last, block.low : block.high]
     queries, keys = lengths
     at = torch.arange(block.first, block.last)[:, None] + (keys - queries)
     seen = torch.arange(block.low, block.high)[None]
-    is_beyond = torch.zeros((), dtype=torch.bool)
-    if reach.before is not None:
-        is_beyond = is_beyond | (seen < at - reach.before)
+    # Few keys are beyond some query's reach; their number is left a multiple of the block's, for vector instructions' sake.
     if reach.after is not None:
-        is_beyond = is_beyond | (seen > at + reach.after)
-    if part is not None:
-        return part.masked_fill(is_beyond, float("-inf"))
-    limits = torch.zeros(is_beyond.shape, dtype=like.dtype)
-    return limits.masked_fill_(is_beyond, float("-inf"))
+        edge = max(0, block.first + keys - queries + reach.after - block.low)
+        scores[..., edge:] += _minus_infinity(seen[:, edge:] > at + reach.after, scores.dtype)
+    if reach.before is not None:
+        edge = max(0, block.last + keys - queries - reach.before - block.low)
+        scores[..., :edge] += _minus_infinity(seen[:, :edge] < at - reach.before, scores.dtype)
+
+
+def _minus_infinity(where: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return zeros and minus infinities to add: filling scores through a mask takes four times as long."""
+    return torch.zeros(where.shape, dtype=dtype).masked_fill_(where, float("-inf"))
+
+
+def _probabilities(
+    stacked: Tensor,
+    keys: Tensor,
+    bias: Tensor | None,
+    block: _Block,
+    reach: Reach,
+    scale: float,
+    shape: tuple[int, int, int, int],
+) -> Tensor:
+    """Return (B G, H / G T, S) of a block; the keys are (B G, K, S), `shape` is (B, H, T, S) of all."""
+    scores = _scaled_product(stacked, keys[:, :, block.low : block.high], scale)
+    by_head = scores.view(*shape[:2], block.last - block.first, block.high - block.low)
+    _add_limits(by_head, bias, block, reach, shape[2:])
+    return scores.softmax(-1)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -128,44 +141,44 @@ class _BlockedAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, length, width = q.shape
         groups, total = k.shape[1], k.shape[2]
-        keys, values = k.reshape(-1, total, width), v.reshape(-1, total, v.shape[-1])
-        queries = q * scale
-        mixed = q.new_empty(batch, heads, length, v.shape[-1])
+        shape = (batch, heads, length, total)
+        keys, values = k.reshape(-1, total, width), v.reshape(-1, total, width)
+        columns = keys.transpose(1, 2).contiguous()  # products would copy it block by block
+        mixed = q.new_empty(batch, length, heads, width).transpose(1, 2)  # as it is read next
         keeps = total <= _KEPT and any(ctx.needs_input_grad)
         kept = []
         for block in _blocks(length, total, reach):
-            added = _bias_of(block, bias, reach, (length, total), q)
-            p = _probabilities(_stack(queries, block, groups), keys, added, block, (batch, heads))
+            p = _probabilities(_stack(q, block, groups), columns, bias, block, reach, scale, shape)
             out = torch.bmm(p, values[:, block.low : block.high])
-            mixed[:, :, block.first : block.last] = out.view(batch, heads, -1, v.shape[-1])
+            mixed[:, :, block.first : block.last] = out.view(batch, heads, -1, width)
             if keeps:
                 kept.append(p)
-        ctx.save_for_backward(queries, keys, values, bias, *kept)
-        ctx.settings = (reach, scale, batch, keeps)
+        ctx.save_for_backward(q, keys, values, bias, *kept)
+        ctx.settings = (reach, scale, shape, keeps)
         return mixed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, bias, *kept = ctx.saved_tensors
-        reach, scale, batch, keeps = ctx.settings
-        _, heads, length, width = queries.shape
-        total, groups = keys.shape[1], keys.shape[0] // batch
-        to_queries = torch.empty_like(queries)
+        q, keys, values, bias, *kept = ctx.saved_tensors
+        reach, scale, shape, keeps = ctx.settings
+        batch, heads, length, total = shape
+        groups = len(keys) // batch
+        to_queries = torch.empty_like(q)
         to_keys, to_values = torch.zeros_like(keys), torch.zeros_like(values)
+        columns = None if keeps else keys.transpose(1, 2).contiguous()
         for number, block in enumerate(_blocks(length, total, reach)):
             within = slice(block.low, block.high)
-            stacked, arriving = _stack(queries, block, groups), _stack(outputs[0], block, groups)
-            if keeps:
+            stacked, arriving = _stack(q, block, groups), _stack(outputs[0], block, groups)
+            if columns is None:
                 p = kept[number]
             else:
-                added = _bias_of(block, bias, reach, (length, total), queries)
-                p = _probabilities(stacked, keys, added, block, (batch, heads))
-            to_values[:, within] += torch.bmm(p.transpose(1, 2), arriving)
+                p = _probabilities(stacked, columns, bias, block, reach, scale, shape)
+            to_values[:, within].baddbmm_(p.transpose(1, 2), arriving)
             to_p = torch.bmm(arriving, values[:, within].transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_p, p, -1, p.dtype)
-            to_stacked = torch.bmm(to_scores, keys[:, within]).view(batch, heads, -1, width)
-            torch.mul(to_stacked, scale, out=to_queries[:, :, block.first : block.last])
-            to_keys[:, within] += torch.bmm(to_scores.transpose(1, 2), stacked)
-        shape = (batch, groups, total, -1)
-        return to_queries, to_keys.view(shape), to_values.view(shape), None, None, None
+            to_stacked = _scaled_product(to_scores, keys[:, within], scale)
+            to_queries[:, :, block.first : block.last] = to_stacked.view(batch, heads, -1, q.shape[-1])
+            to_keys[:, within].baddbmm_(to_scores.transpose(1, 2), stacked, alpha=scale)
+        unstacked = (batch, groups, total, -1)
+        return to_queries, to_keys.view(unstacked), to_values.view(unstacked), None, None, None
