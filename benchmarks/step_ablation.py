@@ -1,10 +1,11 @@
 """Switch off one at a time what makes a training step fast on a CPU, and print what it costs.
 
 Every arm is a process of its own that takes the mini preset's steps on the bundled English corpus (64 rows of 128
-tokens); rounds go through the arms in turn. Printed are medians of the median step, in tokens a second, and the ratio
+tokens, or with --causal a GPT-2's 16 rows of 512); rounds go through the arms in turn. Printed are medians of the median step, in tokens a second, and the ratio
 to the default. Nothing else should run on the machine.
 
     python benchmarks/step_ablation.py --json
+    python benchmarks/step_ablation.py --causal
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ ARMS = {
     "float32": "matrix products in float32",
     "everywhere": "head and last layer at every position, the loss at the targets",
     "plain_loss": "the loss over the vocabulary in PyTorch's plain form",
-    "fused": "PyTorch's fused attention instead of batched products",
+    "fused": "PyTorch's fused attention instead of our forms of it",
+    "whole": "attention by whole batched products instead of blocks",
     "allocator": "glibc's own thresholds instead of raised ones",
-    "spinning": "OpenMP threads spin while they wait",
+    "spinning": "OpenMP threads spin for milliseconds while they wait",
+    "sleeping": "OpenMP threads sleep at once",
+    "compiled": "runtime.compile=true",
     "dropout": "hidden dropout 0.1, by hash",
     "f_dropout": "hidden dropout 0.1, by F.dropout",
     "micro16": "micro-batches of 16 rows",
 }
+
+ENVIRONMENTS = {"spinning": {"OMP_WAIT_POLICY": "ACTIVE"}, "sleeping": {"GOMP_SPINCOUNT": "0"}}
+MASKED_ONLY, CAUSAL_ONLY = {"everywhere", "micro16"}, {"whole"}
 
 
 def main() -> None:
@@ -40,6 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--causal", action="store_true", help="a GPT-2 block in rows of 512")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="only these")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
@@ -50,11 +59,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.run = Path(folder) / "run"
         prepare_run(options)
-        rates: dict[str, list[float]] = {name: [] for name in ARMS}
+        kept = options.arms or [n for n in ARMS if n not in (MASKED_ONLY if options.causal else CAUSAL_ONLY)]
+        rates: dict[str, list[float]] = {name: [] for name in ("default", *kept)}
         for _ in range(options.rounds):
-            for name in ARMS:
+            for name in rates:
                 words = [sys.executable, __file__, "--arm", name, "--run", str(options.run)]
-                environment = {**os.environ, **({"OMP_WAIT_POLICY": "ACTIVE"} if name == "spinning" else {})}
+                words += ["--causal"] if options.causal else []
+                environment = {**os.environ, **ENVIRONMENTS.get(name, {})}
                 done = subprocess.run(
                     [*words, "--steps", str(options.steps)],
                     capture_output=True,
@@ -87,6 +98,8 @@ def recipe_of(options: argparse.Namespace, *changes: str):
     from seedbed.recipe import Recipe
 
     inputs = f'corpus.inputs=["{bundled_corpus("en")}"]'
+    if options.causal:
+        changes = ("model.name=gpt2", "objective.name=causal_lm", "data.row_length=512", *changes)
     return load_config(Recipe, None, [f"run={options.run}", inputs, "training.budget_steps=100", *changes])
 
 
@@ -113,11 +126,14 @@ def arm(options: argparse.Namespace) -> float:
         "float32": ["runtime.precision=float32"],
         "dropout": ["model.hidden_dropout=0.1"],
         "f_dropout": ["model.hidden_dropout=0.1"],
+        "compiled": ["runtime.compile=true"],
     }.get(options.arm, [])
     if options.arm == "allocator":
         runtime.tune_allocator = lambda: False
     if options.arm == "fused":
-        transformer._BMM_MAX_LENGTH = 0
+        transformer.form_for = lambda **_: "fused"
+    if options.arm == "whole":
+        transformer.form_for = lambda **_: "batched"
     if options.arm == "plain_loss":
         summed_loss.applies = lambda logits: False
     if options.arm == "f_dropout":
@@ -139,7 +155,8 @@ def arm(options: argparse.Namespace) -> float:
     recipe = recipe_of(options, *changes)
     runtime.prepare_process(recipe.runtime)
     setting = assemble(recipe, prepare(recipe, Console(as_json=True)))
-    feed = feed_of(setting, Plan(100, 64, 16 if options.arm == "micro16" else 64, 0.0, ""))
+    rows = 16 if options.causal else 64
+    feed = feed_of(setting, Plan(100, rows, 16 if options.arm == "micro16" else rows, 0.0, ""))
     times = []
     for _ in range(options.steps):
         began = time.perf_counter()

@@ -1,7 +1,11 @@
 """What a machine decides, on machines this one pretends to be."""
 
+import ast
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +108,23 @@ def test_graphs_of_several_micro_batches_are_refused_and_portions_train(tmp_path
         losses.append([json.loads(line)["loss"] for line in lines])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[1] != losses[0]  # another order of sums: the portions were taken
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+    ids=["ours", "their own count", "their own policy"],
+)
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(own, expected):
+    """Seen by a process of its own, which has the variables of no other test."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | own
+    code = f"import os, seedbed.cli; print({{k: os.environ[k] for k in {names} if k in os.environ}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert ast.literal_eval(done.stdout) == expected

@@ -47,15 +47,18 @@ _OFFLINE = {
 
 
 def prepare_environment() -> None:
-    """Set, unless the user has: telemetry and implicit downloads off, and OpenMP threads that sleep while they wait.
+    """Set, unless the user has: telemetry and implicit downloads off, and OpenMP threads that soon sleep while they wait.
 
-    By default a waiting OpenMP thread spins. Where anything else runs on the machine, it then holds the very core that
-    the thread it waits for needs: a training step on two busy cores ran 2 to 8 times as fast with sleeping threads
-    (docs/performance.md), and the results are the same. It must be set before torch is loaded.
+    By default a waiting OpenMP thread spins for milliseconds. Where anything else runs on the machine, it then holds the very
+    core that the thread it waits for needs: a training step on two busy cores ran 2 to 8 times as fast with sleeping threads.
+    Those that sleep at once cost 7 % of a step on a quiet machine, by the hundreds of short operations in it; so they spin for
+    some microseconds first (docs/performance.md). The results are the same. It must be set before torch is loaded.
     """
     for name, value in _OFFLINE.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if (
         _local_workers() > 1
     ):  # DDP warns of parameters that are always used; which they are depends on the rows
