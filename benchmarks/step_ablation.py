@@ -1,8 +1,8 @@
 """Switch off one at a time what makes a training step fast on a CPU, and print what it costs.
 
 Every arm is a process of its own that takes the mini preset's steps on the bundled English corpus (64 rows of 128
-tokens, or with --causal a GPT-2's 16 rows of 512); rounds go through the arms in turn. Printed are medians of the median step, in tokens a second, and the ratio
-to the default. Nothing else should run on the machine.
+tokens, or with --causal a GPT-2's 16 rows of 512); rounds go through the arms in turn. Printed are medians of the
+median step, in tokens a second, and the ratio to the default. Nothing else should run on the machine.
 
     python benchmarks/step_ablation.py --json
     python benchmarks/step_ablation.py --causal

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,9 @@ class Case:
     length: int
     is_padded: bool = False
 
+
+ENVIRONMENT = dict(os.environ)
+"""As the user has it: importing seedbed settles how threads wait, and the other side must not inherit that."""
 
 CASES = {
     "lines": Case("masked_lm", "bert", 128, is_padded=True),
@@ -120,7 +124,7 @@ def in_process(side: str, options: argparse.Namespace) -> dict:
     for name in ("case", "text", "preset", "vocab", "positions", "steps"):
         words += [f"--{name}", str(getattr(options, name))]
     words += [f"--{name}" for name in ("equal", "allocator") if getattr(options, name)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
