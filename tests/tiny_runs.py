@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from seedbed.artifact import open_verified
 from seedbed.commands import pretraining
@@ -61,6 +62,21 @@ TINY = [
     "training.micro_batch_rows=4",
     "runtime.threads=1",  # two threads on a busy machine wait for each other: 40 s instead of 3
 ]
+
+
+def tiny_sections() -> dict[str, Any]:
+    """Return TINY as sections of a recipe, without its budget: what the arms of a comparison share."""
+    found: dict[str, Any] = {}
+    for override in TINY:
+        key, _, raw = override.partition("=")
+        if key.startswith("training.budget"):
+            continue
+        node = found
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(raw)
+    return found
 
 
 def write_sentences(folder: Path, *, num_documents: int = 40) -> Path:

@@ -29,6 +29,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "seedbed.commands.prove",
         "show on your own recipe that stopping, killing and the number of workers change nothing",
     ),
+    "compare": (
+        "seedbed.commands.compare",
+        "strategies, or any parts of a recipe, at equal cost: which is better, and how sure",
+    ),
+    "search": (
+        "seedbed.commands.search",
+        "keys of a recipe for the lowest loss at equal cost, against its own values",
+    ),
+    "plan": (
+        "seedbed.commands.plan",
+        "which size, how many passes, which loss: a forecast from small probes",
+    ),
     "find-rate": ("seedbed.commands.find_rate", "try learning rates over a short sweep, and draw the losses"),
     "evaluate": (
         "seedbed.commands.evaluate",

@@ -98,3 +98,18 @@ def test_integers_are_in_range_and_even():
     assert values.max() < 37
     counts = torch.bincount(values.reshape(-1), minlength=37)
     assert (counts.double() / values.numel() - 1 / 37).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_draws_come_again_after_so_many_epochs(copies):
+    """Static masks: the same row, the same draws."""
+    split = ToySplit(20)
+    reader = RowReader(WindowView(split, length=16), name="windows", seed=3, draw_epochs=copies)
+    drawn = []
+    for epoch in range(2 * copies):
+        rows, draws = reader.read(epoch * reader.num_rows, reader.num_rows)
+        order = rows.row_ids.argsort()
+        drawn.append(draws.positions("mask", 16)[order])
+    for epoch in range(copies):
+        assert torch.equal(drawn[epoch], drawn[epoch + copies])
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:copies])

@@ -17,6 +17,7 @@ from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation.minimal_pairs import MinimalPair, choose_pairs, read_pairs, report, score_pairs
 from seedbed.models.huggingface import write_huggingface
 from seedbed.models.language_model import LanguageModel
+from seedbed.models.pretraining_heads import make_extras
 from seedbed.tokenizer.load import wordpiece_backend
 from seedbed.tokenizer.tokenizer import Tokenizer
 from toys import toy_model
@@ -185,7 +186,9 @@ def test_wrong_combinations_are_refused_with_a_hint():
         with pytest.raises(IncompatibleError) as refused:
             score_pairs(model, tokenizer(), PAIRS, method=method)
         assert refused.value.hint
-    seq2seq = SimpleNamespace(config=SimpleNamespace(stack="encoder_decoder", is_causal=True), head=object())
+    seq2seq = SimpleNamespace(
+        config=SimpleNamespace(stack="encoder_decoder", is_causal=True), head=object(), extras={}
+    )
     with pytest.raises(IncompatibleError, match="encoder-decoder"):
         score_pairs(seq2seq, tokenizer(), PAIRS)
 
@@ -263,3 +266,27 @@ def test_real_pairs(data_dir):
     assert summary["pairs"] + summary["left_out"] == len(chosen)
     assert summary["same"] == 0
     assert 0.2 < summary["accuracy"] < 0.8
+
+
+def test_a_model_of_replaced_tokens_is_asked_how_sure_it_is():
+    """Against one sentence at a time, through its head; it is the default where there is no language-model head."""
+    toy = toy_model("electra")
+    with torch.no_grad():
+        for parameter in toy.parameters():
+            parameter.add_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    model = LanguageModel(toy.trunk, None, make_extras(toy.config, ["replaced_token"]))
+    with torch.no_grad():
+        for parameter in model.extras.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    own = tokenizer()
+    found = score_pairs(model, own, PAIRS)
+    assert found.method == "detection"
+    for number, text in enumerate(p.good for p in PAIRS):
+        ids = [own.cls_id, *own.encode(text), own.sep_id]
+        hidden = model.trunk(Batch(torch.tensor([ids]))).last[0, 1:-1]
+        p = 1 - torch.sigmoid(model.extras["replaced_token"](hidden)[:, 0].double())
+        assert found.good[number] == pytest.approx(float(p.log().sum().detach()), rel=1e-4)
+    with pytest.raises(IncompatibleError, match="replaced"):
+        score_pairs(toy_model("bert"), own, PAIRS, method="detection")

@@ -128,3 +128,17 @@ def test_what_it_cannot_do_is_refused(broken):
         vocabulary = Vocabulary(vocab_size=64, separator_id=3, special_ids=frozenset([3]), pad_id=0)
     with pytest.raises(IncompatibleError):
         DenoisingConfig().build(vocabulary, row_length=LENGTH, is_segmented=broken == "segments")
+
+
+def test_deshuffling_reads_every_token_in_another_order():
+    objective = build(shuffle_sentences=False, shuffle_tokens=True, mask_rate=0.0)
+    rows, draws = rows_of(objective)
+    batch, targets = objective.make_batch(rows, draws)
+    written = targets["denoising"].values.reshape(len(rows.ids), -1)[:, :-1]
+    assert torch.equal(written, rows.ids)
+    read = batch.input_ids[:, 1:-1]
+    assert torch.equal(read.sort(dim=1).values, rows.ids.sort(dim=1).values)
+    moved = (read != rows.ids).float().mean()
+    assert moved > 0.8
+    with pytest.raises(ValueError, match="shuffle_sentences=false"):
+        DenoisingConfig(shuffle_tokens=True)

@@ -157,7 +157,9 @@ def assemble(
     for number, (section, objective) in enumerate(zip(sections, objectives, strict=True)):
         # Entries of the same view draw apart: the view's name and the entry's number are the key.
         name = f"{objective.view}:{number}" if number else objective.view
-        reader = RowReader(objective.make_view(source), name=name, seed=seed)
+        reader = RowReader(
+            objective.make_view(source), name=name, seed=seed, draw_epochs=recipe.data.draw_epochs
+        )
         scale = 1.0
         if isinstance(recipe.objective, MixtureConfig) and recipe.objective.size_temperature:
             scale = reader.num_rows ** (1 / recipe.objective.size_temperature)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seedbed.commands.console import Console, quantity
-from seedbed.commands.judging import add_judging_arguments, open_model
+from seedbed.commands.judging import add_judging_arguments, head_and_trunk, open_model, text_objective
 
 if TYPE_CHECKING:
     import torch
 
     from seedbed.api import LoadedModel
-    from seedbed.objectives import ObjectiveConfig, Vocabulary
+    from seedbed.objectives import Vocabulary
 
 EXAMPLES = """examples:
   seedbed evaluate runs/demo-en                          the run's own validation split
@@ -103,14 +103,14 @@ def run(options: argparse.Namespace) -> int:
         Vocabulary.of(model.tokenizer),
         decoder_start_id=model.model.config.special_ids.get("decoder_start"),
     )
-    config = _text_objective(model)
+    config = text_objective(model)
     objective = config.build(
         vocabulary,
         row_length=row_length,
         is_segmented=bool(settings["is_segmented"]) and model.model.config.stack != "encoder_decoder",
     )
     objective.check(model.model.config)
-    modules = _modules(model)
+    modules = head_and_trunk(model)
 
     train = None
     result: dict[str, Any] = {
@@ -220,23 +220,6 @@ def _judge_pairs(
     return 0
 
 
-def _text_objective(model: LoadedModel) -> ObjectiveConfig:
-    """Return the objective whose loss says most about how a model reads a text: the one of its kind it was trained by."""
-    from seedbed.objectives import OBJECTIVES
-
-    kinds = {
-        "encoder": ("masked_lm", "masked_next_token"),
-        "decoder": ("causal_lm", "fill_in_middle", "prefix_lm", "masked_next_token", "masked_diffusion"),
-        "encoder_decoder": ("span_corruption", "denoising"),
-    }[model.model.config.stack]
-    trained = [name for name in kinds if name in model.objectives]
-    if (
-        not trained or trained[0] == "fill_in_middle"
-    ):  # foreign folders; and what fills gaps reads plain text causally
-        return OBJECTIVES[kinds[0]]()
-    return OBJECTIVES[trained[0]]()
-
-
 def _stored(
     run: Path,
     resolved: dict[str, Any],
@@ -280,17 +263,6 @@ def _stored(
         "baselines": summary["baselines"],
         "measured": "at the end of the run",
     }
-
-
-def _modules(model: LoadedModel) -> dict[str, Any]:
-    from seedbed.errors import IncompatibleError
-
-    if model.model.head is None:
-        raise IncompatibleError(
-            f"{model.path} has no language-model head; there is no loss to compute.",
-            hint="load a folder that was saved with its head",
-        )
-    return {"trunk": model.model.trunk, "head": model.model.head}
 
 
 def _run_folder(path: Path) -> Path | None:

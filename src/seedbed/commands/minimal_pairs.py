@@ -1,6 +1,7 @@
 """Judge a model by minimal pairs: it should find the acceptable sentence of two likelier.
 
-Files are JSON lines in BLiMP's layout (sentence_good, sentence_bad, UID, phenomenon, field), plain or compressed. A causal
+Files are JSON lines in BLiMP's layout (sentence_good, sentence_bad, UID, phenomenon, field), plain or compressed; `english` is no
+file but pairs of common words made by this package (agreement, word order, negation, reference). A causal
 model adds up the log-probabilities of a sentence's tokens; a masked one hides each token in turn; a hybrid can be asked
 either way. 50 % is chance.
 docs/evaluation.md says more.
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.commands.console import Console
-from seedbed.commands.judging import add_judging_arguments, open_model
+from seedbed.commands.judging import add_judging_arguments, open_model, pair_method
 
 EXAMPLES = """examples:
+  seedbed minimal-pairs runs/wiki-en english
   seedbed minimal-pairs runs/wiki-en blimp/*.jsonl
   seedbed minimal-pairs runs/wiki-zh sling.jsonl.gz --max-pairs 50 --by UID
   seedbed minimal-pairs runs/wiki-en blimp/*.jsonl --method pll_word_l2r --json"""
@@ -25,12 +27,12 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", type=Path, help="a run folder, its model folder, or a Hugging Face folder")
-    parser.add_argument("files", nargs="+", type=Path, help="JSON lines, also .gz and .zst")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON lines, also .gz and .zst; or `english`")
     parser.add_argument(
         "--method",
-        choices=("likelihood", "pll", "pll_word_l2r"),
-        help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word. Default: by model,"
-        " likelihood for hybrids",
+        choices=("likelihood", "pll", "pll_word_l2r", "detection"),
+        help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word; detection: how sure a"
+        " model of replaced tokens is of each. Default: by model, likelihood for hybrids",
     )
     parser.add_argument(
         "--max-pairs", type=int, default=0, metavar="N", help="pairs of each paradigm, chosen by hash; 0: all"
@@ -50,17 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score the pairs."""
     from seedbed.errors import DataError, disk_errors
-    from seedbed.evaluation.minimal_pairs import choose_pairs, read_pairs, report, score_pairs
+    from seedbed.evaluation.english_pairs import ENGLISH, english_pairs
+    from seedbed.evaluation.minimal_pairs import MinimalPair, choose_pairs, read_pairs, report, score_pairs
 
     console = Console(as_json=options.json)
     model, _, dtype = open_model(options.model, options)
-    pairs, rejected = read_pairs(options.files)
+    pairs: list[MinimalPair] = english_pairs() if ENGLISH in options.files else []
+    rejected: list[tuple[str, int, str]] = []
+    if files := [path for path in options.files if path != ENGLISH]:
+        read, rejected = read_pairs(files)
+        pairs += read
     with console.bars():
         scores = score_pairs(
             model.model,
             model.tokenizer,
             choose_pairs(pairs, options.max_pairs),
-            method=options.method,
+            method=options.method or pair_method(model),
             is_shifted=model.is_shifted,
             compute_dtype=dtype,
             progress=console.progress,

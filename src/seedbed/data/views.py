@@ -177,9 +177,13 @@ class RowReader:
         name: the view's name, part of the key of every draw.
         seed: keys the order and the draws.
         shuffle: False reads rows as they lie (evaluation).
+        draw_epochs: draws of so many epochs are used in turn; 0: each epoch has its own.
     """
 
-    def __init__(self, view: View, *, name: str, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, view: View, *, name: str, seed: int, shuffle: bool = True, draw_epochs: int = 0
+    ) -> None:
+        self.draw_epochs = draw_epochs
         self.view = view
         self.name = name
         self.seed = seed
@@ -204,7 +208,8 @@ class RowReader:
                 chosen = epochs == epoch
                 numbers[chosen] = self._order(epoch)(within[chosen])
         rows = self.view.rows(epochs, numbers)
-        return rows, Draws.for_rows(self.seed, self.name, rows.epochs, rows.row_ids)
+        epochs_drawn = rows.epochs % self.draw_epochs if self.draw_epochs else rows.epochs
+        return rows, Draws.for_rows(self.seed, self.name, epochs_drawn, rows.row_ids)
 
     def _order(self, epoch: int) -> KeyedPermutation:
         known = self._orders  # replaced, never changed: another thread may read another epoch meanwhile

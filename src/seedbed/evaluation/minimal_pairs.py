@@ -4,7 +4,8 @@ It gets a point where it finds the acceptable one likelier.
 
 Source: BLiMP, Warstadt et al., arXiv 1912.00582 (layout and score; SLING, arXiv 2210.11689, is its like for Chinese).
 Likelihood of masked models: Salazar et al., arXiv 1910.14659, equation 1; with whole words hidden to the right: Kauf and
-Ivanova, arXiv 2305.10588 ("PLL-word-l2r").
+Ivanova, arXiv 2305.10588 ("PLL-word-l2r"). A model of replaced tokens (ELECTRA) has no likelihood; it is asked how sure it is
+that each token of a sentence is the original one.
 Differs from BLiMP: a tie counts half, so that a model that tells nothing apart scores 50 %.
 """
 
@@ -43,8 +44,8 @@ __all__ = [
     "score_pairs",
 ]
 
-Method = Literal["likelihood", "pll", "pll_word_l2r"]
-METHODS: tuple[Method, ...] = ("likelihood", "pll", "pll_word_l2r")
+Method = Literal["likelihood", "pll", "pll_word_l2r", "detection"]
+METHODS: tuple[Method, ...] = ("likelihood", "pll", "pll_word_l2r", "detection")
 _MAX_LINE_BYTES = 1 << 20
 _BATCH_TOKENS = 8192
 _MAX_LOGITS = 1 << 26
@@ -69,7 +70,7 @@ class PairScores:
 
     Attributes:
         pairs: those scored.
-        good, bad: (n,) float64 sums of ln p over the tokens of each sentence.
+        good, bad: (n,) float64 sums of ln p over the tokens of each sentence; for "detection", p that the token is original.
         is_same: (n,) bool; the tokenizer makes both sentences the same tokens, so that nothing can tell them apart.
         left_out: pairs that were not scored, as (file, line, reason).
         method: how sentences were scored.
@@ -165,7 +166,7 @@ def score_pairs(
         model: with its language-model head, on its device.
         tokenizer: of the model.
         pairs: what to score; pairs with a sentence longer than the model reads are left out and listed.
-        method: None: "likelihood" for causal models, else "pll".
+        method: None: "likelihood" for causal models, "detection" for those that only tell replaced tokens, else "pll".
         is_shifted: the model names hidden tokens from the place before them (masked next-token prediction).
         batch_tokens: tokens of one forward pass at most.
         compute_dtype: number type of the matrix products.
@@ -178,6 +179,7 @@ def score_pairs(
     sentences = [text for pair in pairs for text in (pair.good, pair.bad)]
     ids, words = _encode(tokenizer, sentences)
     frame = _frame(tokenizer, is_causal=model.config.is_causal)
+    find = _originality if method == "detection" else _log_probabilities
     room = model.config.max_length - sum(x is not None for x in frame)
     fits = [bool(len(i)) and len(i) <= room for i in ids]
     left_out = []
@@ -201,7 +203,7 @@ def score_pairs(
     ):
         for row, value in zip(
             batch,
-            _log_probabilities(model, tokenizer, batch, ids, frame, compute_dtype, is_shifted=is_shifted),
+            find(model, tokenizer, batch, ids, frame, compute_dtype, is_shifted=is_shifted),
             strict=True,
         ):
             totals[row.sentence] += value
@@ -265,6 +267,14 @@ def _checked(
     model: LanguageModel, tokenizer: Tokenizer, method: Method | None, *, is_shifted: bool
 ) -> Method:
     config = model.config
+    detects = "replaced_token" in model.extras
+    if method == "detection" or (method is None and model.head is None and detects):
+        if not detects:
+            raise IncompatibleError(
+                "method detection does not fit this model: it has no head that tells replaced tokens.",
+                hint="choose likelihood or pll",
+            )
+        return "detection"
     if model.head is None:
         raise IncompatibleError(
             "this model has no language-model head; it gives no probabilities.",
@@ -311,8 +321,8 @@ def _frame(tokenizer: Tokenizer, *, is_causal: bool) -> Frame:
 def _rows_of(
     sentences: Sequence[int], ids: Sequence[Sequence[int]], words: Sequence[Sequence[int]], method: Method
 ) -> list[_Row]:
-    """Return the rows to run: one a sentence for causal models, one a token for the others."""
-    if method == "likelihood":
+    """Return the rows to run: one a token where tokens are hidden, else one a sentence."""
+    if method in ("likelihood", "detection"):
         return [_Row(sentence, None) for sentence in sentences]
     rows = []
     for sentence in sentences:
@@ -400,6 +410,38 @@ def _log_probabilities(
     ).double()
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
     return [float(x) for x in sums.index_add_(0, torch.tensor(owners, device=device), found)]
+
+
+def _originality(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[_Row],
+    ids: Sequence[Sequence[int]],
+    frame: Frame,
+    compute_dtype: torch.dtype,
+    *,
+    is_shifted: bool,
+) -> list[float]:
+    """Return the summed log-probability that the tokens of each row's sentence are the original ones."""
+    device = next(model.parameters()).device
+    before, after = ([] if x is None else [x] for x in frame)
+    width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
+    inputs = torch.full((len(rows), width), tokenizer.pad_id or 0, dtype=torch.int64)
+    segments = torch.zeros((len(rows), width), dtype=torch.int32)
+    is_token = torch.zeros((len(rows), width), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        tokens = [*before, *ids[row.sentence], *after]
+        inputs[number, : len(tokens)] = torch.tensor(tokens)
+        segments[number, : len(tokens)] = 1
+        is_token[number, len(before) : len(before) + len(ids[row.sentence])] = True
+    has_padding = not bool(segments.all())
+    batch = Batch(
+        inputs, segment_ids=segments if has_padding else None, has_padding=has_padding, attention="full"
+    ).to(device)
+    with torch.no_grad(), autocast(device.type, compute_dtype):
+        logits = model.extras["replaced_token"](model.trunk(batch).last)[..., 0].float()
+    sure = torch.nn.functional.logsigmoid(-logits).double()  # the logit is that of a replaced token
+    return [float(x) for x in (sure * is_token.to(device)).sum(1)]
 
 
 def _query_features(

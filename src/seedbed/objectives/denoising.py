@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from seedbed.batch import Batch, Targets
@@ -42,6 +42,16 @@ class DenoisingConfig(ObjectiveConfig):
         3.0, gt=0.0, description="Tokens of a span, on average; spans may be empty."
     )
     shuffle_sentences: bool = Field(True, description="Read the sentences of each document in random order.")
+    shuffle_tokens: bool = Field(
+        False,
+        description="Read the tokens of a row in random order: T5's deshuffling (1910.10683, section 3.3.1), with mask_rate 0.",
+    )
+
+    @model_validator(mode="after")
+    def _one_shuffle(self) -> DenoisingConfig:
+        if self.shuffle_tokens and self.shuffle_sentences:
+            raise ValueError("shuffle_tokens leaves no sentences to shuffle: set shuffle_sentences=false")
+        return self
 
     def build(self, vocabulary: Vocabulary, *, row_length: int, is_segmented: bool) -> Denoising:
         """Make the objective; see `ObjectiveConfig.build`."""
@@ -105,7 +115,11 @@ class Denoising(Objective):
         inputs = torch.full((num_rows, width), pad)
         written = torch.full((num_rows, depth), pad)
         sizes = torch.zeros(num_rows, 2, dtype=torch.int64)
-        text = shuffled_sentences(rows, draws) if self.config.shuffle_sentences else rows.ids
+        text = rows.ids
+        if self.config.shuffle_sentences:
+            text = shuffled_sentences(rows, draws)
+        elif self.config.shuffle_tokens:
+            text = shuffled_tokens(rows, draws)
         slots = draws.positions("denoising slots", longest)
         owners = draws.positions("denoising lengths", longest)
         for length in sorted(set(rows.lengths.tolist())):  # one, but for the last row of a split
@@ -151,6 +165,14 @@ class Denoising(Objective):
         is_mask = torch.zeros(num_rows, width, dtype=torch.bool).scatter(1, place, True)
         read = ids.gather(1, source.clamp(min=0, max=length - 1))
         return torch.where(is_mask, self.mask_id, read)
+
+
+def shuffled_tokens(rows: Rows, draws: Draws) -> Tensor:
+    """Return ids (B, L) with the tokens of each row in the order of their draws; padding stays behind them."""
+    length = rows.shape[1]
+    key = draws.positions("denoising tokens", length).long()
+    key = torch.where(torch.arange(length)[None] >= rows.lengths[:, None], 2**32, key)
+    return rows.ids.gather(1, key.argsort(dim=1, stable=True))
 
 
 def shuffled_sentences(rows: Rows, draws: Draws) -> Tensor:

@@ -24,6 +24,18 @@ class DataConfig(Config):
         True,
         description="String documents together in another order each epoch; off: the same windows each epoch.",
     )
+    draw_epochs: int = Field(
+        0,
+        ge=0,
+        description="Draw masks, and all else that is drawn for a row, anew in so many epochs only, then use them again: 1 is"
+        " static masking, 10 is BERT's way (RoBERTa, 1907.11692, section 4.1). Needs reorder_documents=false. 0: anew always.",
+    )
+
+    @model_validator(mode="after")
+    def _same_rows(self) -> DataConfig:
+        if self.draw_epochs and self.reorder_documents:
+            raise ValueError("draw_epochs uses masks again on the same rows: set reorder_documents=false")
+        return self
 
 
 class TrainingConfig(Config):

@@ -12,9 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Chart", "Page", "Reference", "Series", "format_number", "svg", "ticks"]
+__all__ = [
+    "WIDTH",
+    "Chart",
+    "Page",
+    "Reference",
+    "Series",
+    "axis_over",
+    "format_number",
+    "standalone",
+    "svg",
+    "text_width",
+    "ticks",
+]
 
-_WIDTH, _HEIGHT = 760, 330
+WIDTH, _HEIGHT = 760, 330
 _TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
 _MAX_POINTS = 1200  # of one line; more cannot be told apart at this width
@@ -31,7 +43,8 @@ svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(-
 .grid{stroke:var(--grid);stroke-width:1}.axis{stroke:var(--line);stroke-width:1}
 .reference{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}.leader{stroke:var(--soft);stroke-width:.7;fill:none}
 .series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
-.mark{stroke:var(--page);stroke-width:1.2}
+.mark{stroke:var(--page);stroke-width:1.2}.whisker{stroke:var(--soft);stroke-width:1.6}.raw{fill:var(--soft);opacity:.55}
+.name{fill:var(--ink)}.front{fill:none;stroke:var(--s2);stroke-width:1.4;stroke-dasharray:6 3}
 """ + "".join(f".s{i}{{stroke:var(--s{i})}}.m{i}{{fill:var(--s{i})}}" for i in range(6))
 
 _STYLE = (
@@ -188,6 +201,12 @@ class Page:
             f'<div class="chart">{_draw(chart, colors)}</div></figure>'
         )
 
+    def figure(self, title: str, drawing: str) -> None:
+        """Add a drawing: SVG of `dots.py`, whose texts are escaped there."""
+        self._parts.append(
+            f'<figure><figcaption>{escape(title)}</figcaption><div class="chart">{drawing}</div></figure>'
+        )
+
     def html(self) -> str:
         """Return the whole page."""
         body = "\n".join(self._parts)
@@ -207,8 +226,8 @@ def svg(chart: Chart) -> str:
     rows: list[list[str]] = [[]]
     x = float(_LEFT)
     for series, color in zip(chart.series, colors, strict=True):
-        width = 24 + 6 + _text_width(series.name) + 18
-        if rows[-1] and x + width > _WIDTH - _RIGHT:
+        width = 24 + 6 + text_width(series.name) + 18
+        if rows[-1] and x + width > WIDTH - _RIGHT:
             rows.append([])
             x = float(_LEFT)
         y = 18 * (len(rows) - 1)
@@ -218,12 +237,18 @@ def svg(chart: Chart) -> str:
         x += width
     height = 18 * len(rows)
     head, _, rest = _draw(chart, colors).partition("\n")
-    head = head.replace(f'"0 0 {_WIDTH} {_HEIGHT}"', f'"0 {-height} {_WIDTH} {_HEIGHT + height}"')
-    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head = head.replace(f'"0 0 {WIDTH} {_HEIGHT}"', f'"0 {-height} {WIDTH} {_HEIGHT + height}"')
     names = "".join(line for row in rows for line in row)
     legend = f'<g transform="translate(0 {6 - height})">{names}</g>'
+    return standalone("\n".join([head, legend, rest]))
+
+
+def standalone(drawing: str) -> str:
+    """Return a drawing of a page as an SVG file of its own, with its colours in it."""
+    head, end, rest = drawing.partition(">")
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     style = f"{_COLORS}svg{{background:var(--page);font-family:system-ui,sans-serif}}{_CHART_STYLE}"
-    return "\n".join([head, f"<style>{style}</style>", legend, rest]) + "\n"
+    return f"{head}{end}\n<style>{style}</style>{rest}\n"
 
 
 def format_number(value: float, *, digits: int = 3) -> str:
@@ -304,15 +329,15 @@ def _draw(chart: Chart, colors: Sequence[int]) -> str:
     if not values:
         return '<p class="soft">no points</p>'
     references = [r for r in chart.references if _fits(r.value, chart.is_log_y)]
-    right = _RIGHT + max((10 + _text_width(_reference_text(r)) for r in references), default=0.0)
-    x_axis = _axis([x for x, _ in values], _LEFT, _WIDTH - right, is_log=chart.is_log_x, pad=0.0)
+    right = _RIGHT + max((10 + text_width(_reference_text(r)) for r in references), default=0.0)
+    x_axis = axis_over([x for x, _ in values], _LEFT, WIDTH - right, is_log=chart.is_log_x, pad=0.0)
     y_values = [y for _, y in values] + [r.value for r in references] + ([0.0] if chart.from_zero else [])
-    y_axis = _axis(
+    y_axis = axis_over(
         y_values, _HEIGHT - _BOTTOM, _TOP, is_log=chart.is_log_y, pad=0.05, at_zero=chart.from_zero
     )
 
-    out = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
-    end = _WIDTH - right
+    out = [f'<svg viewBox="0 0 {WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
+    end = WIDTH - right
     for value, text in y_axis.labels(7):
         y = y_axis(value)
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -382,7 +407,7 @@ def _line(
     yield from marks
 
 
-def _axis(
+def axis_over(
     values: Sequence[float], start: float, stop: float, *, is_log: bool, pad: float, at_zero: bool = False
 ) -> _Axis:
     """Return an axis over the values, with some air unless it begins at zero."""
@@ -433,6 +458,6 @@ def _reference_text(reference: Reference) -> str:
     return f"{reference.label} {reference.value:.2f}"
 
 
-def _text_width(text: str) -> float:
+def text_width(text: str) -> float:
     """Estimate the width of a text in pixels; Han and other wide characters take a full square."""
     return sum(_FONT if ord(c) >= 0x1100 else 0.56 * _FONT for c in text)

@@ -1,0 +1,350 @@
+"""One page of a comparison: what to take and how sure that is, the table, quality over cost, curves, where arms differ."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seedbed.compare.config import CompareConfig
+from seedbed.compare.statistics import compare_blocks, spread_interval
+from seedbed.compare.verdict import Measure, frontier, judge, measures_of
+from seedbed.page import Chart, Dot, Page, Series, Spot, dot_chart, format_number, scatter
+
+__all__ = ["build_page", "drawings", "outcome_of", "overview"]
+
+_COSTS = {
+    "train_seconds": ("time", "training time (minutes)", 60.0),
+    "tokens": ("tokens", "tokens read (millions)", 1e6),
+    "flops": ("operations", "operations of matrix products (10^12)", 1e12),
+}
+
+
+def outcome_of(config: CompareConfig, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return everything the page says, as JSON values: settings, results, measures with their tests, the verdict."""
+    usable, drifted = _usable(config, results)
+    verdict = judge(usable, by=config.judge.by, level=config.level, cost=config.cost.kind)
+    sentences = list(verdict.sentences)
+    if drifted:
+        listed = ", ".join(f"{arm} (seed {seed})" for arm, seed in sorted(drifted))
+        sentences.append(
+            f"Left out, because the machine's speed had moved by more than {config.cost.max_drift:.0%} while they ran: {listed}."
+            " Compare at equal tokens or operations on a machine with other work on it."
+        )
+    missing = [
+        f"{arm} (seed {seed})"
+        for seed in config.seed_list()
+        for arm in config.arms
+        if (arm, seed) not in results
+    ]
+    return {
+        "name": config.name,
+        "cost": config.cost.model_dump(mode="json"),
+        "equal": config.cost.kind,
+        "level": config.level,
+        "seeds": config.seed_list(),
+        "recipe": config.recipe,
+        "arms": config.arms,
+        "results": [dict(result) for result in results.values()],
+        "missing": missing,
+        "drifted": [f"{arm}/{seed}" for arm, seed in sorted(drifted)],
+        "measures": [_told(measure, config.level) for measure in measures_of(usable)],
+        "verdict": {
+            "by": verdict.measure.key if verdict.measure else None,
+            "over": verdict.over,
+            "ranking": list(verdict.ranking),
+            "best": list(verdict.best),
+            "worse": list(verdict.worse),
+            "advised": verdict.advised,
+            "sentences": sentences,
+        },
+    }
+
+
+def overview(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table of arms, best first."""
+    measures = [m for m in outcome["measures"] if m["key"] in _shown_keys(outcome)]
+    order = list(outcome["verdict"]["ranking"])
+    order += sorted({r["arm"] for r in outcome["results"]} - set(order))
+    header = ["arm", "seeds", *(m["label"] for m in measures), "minutes", "tokens", "tokens/s", "peak memory"]
+    rows = []
+    for arm in order:
+        own = [r for r in outcome["results"] if r["arm"] == arm]
+        cells = [_cell(m, arm) for m in measures]
+        rows.append(
+            [
+                arm,
+                str(len(own)),
+                *cells,
+                f"{_mean(own, 'train_seconds') / 60:.1f}",
+                f"{_mean(own, 'tokens') / 1e6:.2f} M",
+                f"{_mean(own, 'tokens_per_second'):,.0f}",
+                f"{_mean(own, 'peak_memory_bytes') / 2**30:.2f} GiB",
+            ]
+        )
+    return header, rows
+
+
+def drawings(outcome: Mapping[str, Any]) -> dict[str, str]:
+    """Return the page's drawings by name, for documents that are not ours."""
+    found = {}
+    chosen = _deciding(outcome)
+    if chosen is not None:
+        found["measure"] = _dots(outcome, chosen)
+        for key, (name, label, unit) in _COSTS.items():
+            found[f"frontier-{name}"] = _frontier(outcome, chosen, key, label, unit)
+    return found
+
+
+def build_page(outcome: Mapping[str, Any]) -> str:
+    """Return the page as self-contained HTML."""
+    equal = {
+        "tokens": "equal tokens",
+        "flops": "equal operations",
+        "minutes": "equal minutes",
+        "own": "each its own budget",
+    }[outcome["equal"]]
+    arms, seeds = len(outcome["arms"]), len(outcome["seeds"])
+    page = Page(
+        f"Comparison: {arms} arms",
+        lead=f"{equal}, {seeds} seed{'s' if seeds > 1 else ''}; {len(outcome['results'])} of {arms * seeds} runs finished.",
+    )
+    verdict = outcome["verdict"]
+    page.section("What to take")
+    page.text(*verdict["sentences"])
+    if outcome["missing"]:
+        page.text("Not finished yet: " + ", ".join(outcome["missing"]) + ".", is_soft=True)
+    if not outcome["results"]:
+        return page.html()
+    chosen = _deciding(outcome)
+    page.section("All arms")
+    header, rows = overview(outcome)
+    page.table(header, rows, align="l" + "r" * (len(header) - 1))
+    page.text(
+        "Behind each mean: the interval of that arm by itself over its seeds (95 %), which says where its mean would lie if more"
+        " seeds were run. Whether two arms differ is another question, answered below.",
+        is_soft=True,
+    )
+    if chosen is not None:
+        page.section("Which differ")
+        page.figure(chosen["label"], _dots(outcome, chosen))
+        if chosen["half_width"]:
+            page.text(
+                "Small dots are seeds. Two arms whose whiskers do not touch differ; the chance of finding any difference among"
+                f" equal arms is {outcome['level']:.0%} (Tukey's test of all pairs, seeds as blocks).",
+                is_soft=True,
+            )
+        for measure in outcome["measures"]:
+            page.table(*_contrasts(measure, outcome), align="llrrr", caption=measure["label"])
+        page.section("Quality over cost")
+        for key, (_, label, unit) in _COSTS.items():
+            page.figure(f"{chosen['label']} over {label}", _frontier(outcome, chosen, key, label, unit))
+        page.text("The line joins the arms that nothing cheaper beats.", is_soft=True)
+    page.section("Learning curves")
+    page.text(
+        "Validation loss of each arm's own objective; only arms of one objective compare.", is_soft=True
+    )
+    for title, series in _curves(outcome):
+        page.line_chart(Chart(title, "tokens read", "validation loss (nats)", series))
+    _where(page, outcome)
+    _settings(page, outcome)
+    return page.html()
+
+
+def _usable(
+    config: CompareConfig, results: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> tuple[dict[tuple[str, int], Mapping[str, Any]], list[tuple[str, int]]]:
+    """Return the results that compare: at equal minutes, only those run at one speed of the machine."""
+    if config.cost.kind != "minutes" or not results:
+        return dict(results), []
+    speeds = {key: [float(s) for s in r["product_gflops"]] for key, r in results.items()}
+    middle = statistics.median(s for own in speeds.values() for s in own)
+    drifted = [
+        key for key, own in speeds.items() if max(abs(s / middle - 1.0) for s in own) > config.cost.max_drift
+    ]
+    return {key: r for key, r in results.items() if key not in drifted}, drifted
+
+
+def _told(measure: Measure, level: float) -> dict[str, Any]:
+    differences = compare_blocks(measure.scores, level=level)
+    over = "seeds"
+    if differences is None and len(measure.items) > 1:
+        over, differences = "items", compare_blocks(measure.items, level=level)
+    arms = {}
+    for arm in measure.ranked():
+        values = list(measure.scores[arm].values())
+        arms[arm] = {
+            "mean": statistics.fmean(values),
+            "by_seed": {str(seed): value for seed, value in measure.scores[arm].items()},
+            "interval": spread_interval(values),
+        }
+    return {
+        "key": measure.key,
+        "label": measure.label,
+        "is_higher_better": measure.is_higher_better,
+        "over": over,
+        "blocks": differences.blocks if differences else 0,
+        "half_width": differences.half_width if differences and over == "seeds" else 0.0,
+        "noise": differences.noise if differences else None,
+        "arms": arms,
+        "contrasts": [
+            {
+                "first": c.first,
+                "second": c.second,
+                "difference": c.difference,
+                "low": c.low,
+                "high": c.high,
+                "p": c.p,
+                "is_found": c.is_found,
+            }
+            for c in (differences.contrasts if differences else ())
+        ],
+    }
+
+
+def _shown_keys(outcome: Mapping[str, Any]) -> list[str]:
+    """Return the measures of the overview: single tasks only where they are few."""
+    keys = [m["key"] for m in outcome["measures"]]
+    tasks = [k for k in keys if k.startswith(("probe:", "finetune:"))]
+    return keys if len(tasks) <= 4 else [k for k in keys if k not in tasks]
+
+
+def _deciding(outcome: Mapping[str, Any]) -> dict[str, Any] | None:
+    return next((m for m in outcome["measures"] if m["key"] == outcome["verdict"]["by"]), None)
+
+
+def _cell(measure: Mapping[str, Any], arm: str) -> str:
+    own = measure["arms"].get(arm)
+    if own is None:
+        return "-"
+    is_share = measure["key"] == "minimal_pairs" or "accuracy" in measure["label"]
+    shown = f"{own['mean']:.1%}" if is_share else f"{own['mean']:.3f}"
+    if own["interval"] is None:
+        return shown
+    reach = (own["interval"][1] - own["interval"][0]) / 2
+    return f"{shown} ± {reach:.1%}" if is_share else f"{shown} ± {reach:.3f}"
+
+
+def _dots(outcome: Mapping[str, Any], measure: Mapping[str, Any]) -> str:
+    best, half = set(outcome["verdict"]["best"]), float(measure["half_width"])
+    dots = [
+        Dot(
+            arm,
+            own["mean"],
+            own["mean"] - half if half else None,
+            own["mean"] + half if half else None,
+            list(own["by_seed"].values()),
+            2 if arm in best else 0,
+        )
+        for arm, own in measure["arms"].items()
+    ]
+    better = "higher is better" if measure["is_higher_better"] else "lower is better"
+    return dot_chart(dots, x_label=f"{measure['label']}, {better}", title=measure["label"])
+
+
+def _frontier(
+    outcome: Mapping[str, Any], measure: Mapping[str, Any], key: str, label: str, unit: float
+) -> str:
+    points = {}
+    for arm, own in measure["arms"].items():
+        runs = [r for r in outcome["results"] if r["arm"] == arm]
+        points[arm] = (_mean(runs, key) / unit, own["mean"])
+    joined = frontier(points, is_higher_better=measure["is_higher_better"])
+    spots = [Spot(arm, x, y, 2 if arm in joined else 0) for arm, (x, y) in points.items()]
+    return scatter(
+        spots, x_label=label, y_label=measure["label"], title=f"quality over {label}", frontier=joined
+    )
+
+
+def _contrasts(measure: Mapping[str, Any], outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return what each arm gains over the ones below it; of many arms, against the best one only."""
+    found = list(measure["contrasts"])
+    if len(measure["arms"]) > 4 and found:
+        first = next(iter(measure["arms"]))
+        found = [c for c in found if first in (c["first"], c["second"])]
+    rows = [
+        [
+            f"{c['first']} - {c['second']}",
+            "differ" if c["is_found"] else "not told apart",
+            f"{c['difference']:+.4f}",
+            f"{c['low']:+.4f} to {c['high']:+.4f}",
+            "<0.0001" if c["p"] < 1e-4 else f"{c['p']:.4f}",
+        ]
+        for c in found
+    ]
+    basis = f"{measure['blocks']} {measure['over']}" if measure["blocks"] else "one seed"
+    return [
+        f"pair ({basis})",
+        "",
+        "difference",
+        f"interval ({1 - outcome['level']:.0%}, all pairs at once)",
+        "p",
+    ], rows
+
+
+def _curves(outcome: Mapping[str, Any]) -> list[tuple[str, list[Series]]]:
+    """Return the first seed's curves, one chart an objective."""
+    groups: dict[str, list[Series]] = {}
+    seed = outcome["seeds"][0]
+    for result in outcome["results"]:
+        if result["seed"] == seed and len(result["curve"]) > 1:
+            points = [(float(x), float(y)) for x, y in result["curve"]]
+            groups.setdefault(result["objective"], []).append(Series(result["arm"], points))
+    return sorted(groups.items())
+
+
+def _where(page: Page, outcome: Mapping[str, Any]) -> None:
+    """Show in which kinds of pairs arms differ."""
+    scored: dict[str, list[Mapping[str, Any]]] = {}
+    for result in outcome["results"]:
+        if result.get("minimal_pairs"):
+            scored.setdefault(result["arm"], []).append(result["minimal_pairs"])
+    if len(scored) < 2:
+        return
+    page.section("Where they differ")
+    for key, title in (("by_phenomenon", "by phenomenon"), ("by_paradigm", "by paradigm")):
+        names = sorted({name for own in scored.values() for pairs in own for name in pairs[key]})
+        table = {
+            name: [statistics.fmean(p[key].get(name, float("nan")) for p in own) for own in scored.values()]
+            for name in names
+        }
+        # The widest gaps first: that is where the choice of a strategy matters.
+        order = sorted(names, key=lambda n: min(table[n]) - max(table[n]))
+        rows = [[name.replace("_", " "), *(f"{v:.0%}" for v in table[name])] for name in order]
+        page.table(
+            ["", *scored], rows, align="l" + "r" * len(scored), caption=f"minimal pairs right, {title}"
+        )
+
+
+def _settings(page: Page, outcome: Mapping[str, Any]) -> None:
+    """Show what each arm was, and on which machine."""
+    page.section("What was compared")
+    rows = [
+        [arm, ", ".join(f"{k} = {v}" for k, v in _flat(own)) or "the shared recipe"]
+        for arm, own in outcome["arms"].items()
+    ]
+    page.table(["arm", "sets"], rows)
+    page.table(
+        [], [[key, str(value)] for key, value in _flat(outcome["recipe"])], caption="shared by all arms"
+    )
+    first = outcome["results"][0]
+    speeds = [s for r in outcome["results"] for s in r["product_gflops"]]
+    page.text(
+        f"A product of matrices ran at {format_number(min(speeds))} to {format_number(max(speeds))} GFLOP/s before and after the"
+        f" runs. {first['machine'].get('processor', '')} torch {first['machine'].get('torch', '')}".strip(),
+        is_soft=True,
+    )
+
+
+def _flat(sections: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in sections.items():
+        if isinstance(value, Mapping) and value:
+            found += _flat(value, f"{before}{key}.")
+        else:
+            found.append((before + key, value))
+    return found
+
+
+def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(float(r[key]) for r in results) if results else float("nan")

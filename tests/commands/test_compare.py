@@ -1,0 +1,218 @@
+"""A comparison as a user runs it: arms trained and judged, published as they finish, stopped, killed, continued, shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import seedbed
+from seedbed.cli import main
+from tiny_runs import tiny_sections, write_sentences
+
+
+def write(tmp_path, *, seeds=2, tokens=512, arms=None, **more):
+    text = write_sentences(tmp_path / "text")
+    recipe = tiny_sections()
+    recipe.setdefault("corpus", {})["inputs"] = [str(text)]
+    data = {
+        "out": str(tmp_path / "out"),
+        "recipe": recipe,
+        "arms": arms
+        or {"masked": {}, "high": {"objective.mask_rate": 0.4}, "causal": {"objective.name": "causal_lm"}},
+        "cost": {"tokens": tokens},
+        "seeds": seeds,
+        "judge": {"pairs_per_paradigm": 2, "pll_tokens": 50, "text_mib": 0.01},
+        **more,
+    }
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def environment():
+    paths = [str(Path(seedbed.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def outcome(tmp_path):
+    return json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
+
+
+def results_of(told):
+    """What must not depend on stops, workers or the clock."""
+    timed = ("train_seconds", "tokens_per_second", "judge_seconds", "product_gflops", "peak_memory_bytes")
+    return {(r["arm"], r["seed"]): {k: v for k, v in r.items() if k not in timed} for r in told["results"]}
+
+
+def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path)
+    assert main(["compare", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == outcome(tmp_path)
+    assert len(told["results"]) == 6
+    assert not told["missing"]
+    by_key = {m["key"]: m for m in told["measures"]}
+    assert set(by_key) == {"likelihood:masked", "minimal_pairs"}
+    assert set(by_key["likelihood:masked"]["arms"]) == {"masked", "high"}
+    assert told["verdict"]["by"] == "minimal_pairs", "the arms are of two kinds"
+    causal = next(r for r in told["results"] if r["arm"] == "causal")
+    assert causal["kind"] == "causal"
+    assert causal["tokens"] == 512
+    assert 0 < causal["likelihood"] < 10
+    assert len(causal["minimal_pairs"]["points"]) == 48
+    assert causal["flops"] > next(r for r in told["results"] if r["arm"] == "masked")["flops"] > 0
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert "What to take" in page
+    assert "src=" not in page
+    assert page.count("<svg") >= 4
+    # Nothing is done twice: an arm added tomorrow is all that is trained.
+    more = yaml.safe_load(path.read_text(encoding="utf-8"))
+    more["arms"]["low"] = {"objective.mask_rate": 0.05}
+    path.write_text(yaml.safe_dump(more), encoding="utf-8")
+    before = results_of(told)
+    assert main(["compare", str(path), "--json"]) == 0
+    again = results_of(json.loads(capsys.readouterr().out))
+    assert {k: again[k] for k in before} == before
+    assert set(again) - set(before) == {("low", 0), ("low", 1)}
+    trained = sorted(p.name for p in (tmp_path / "out" / "arms").iterdir())
+    assert len(trained) == 8
+    assert len(list((tmp_path / "out" / "stores").iterdir())) == 1
+
+
+def test_killed_stopped_and_shared_it_comes_to_the_same(tmp_path, capsys):
+    """Kill one worker, stop another, let two finish together; the results are those of one that was left alone."""
+    two = {"masked": {}, "causal": {"objective.name": "causal_lm"}}
+    path = write(tmp_path, tokens=40_960, arms=two, seeds=1)
+    words = [sys.executable, "-m", "seedbed", "compare", str(path)]
+
+    def start(*more):
+        return subprocess.Popen(
+            [*words, *more], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def lines():
+        logs = (tmp_path / "out" / "arms").glob("*/pretrain/metrics.jsonl")
+        return sum(log.read_text().count("\n") for log in logs)
+
+    def wait_until(is_so):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if is_so():
+                return
+            time.sleep(0.05)
+        raise AssertionError("it did not happen")
+
+    killed = start()
+    wait_until(lambda: lines() > 20)
+    killed.kill()
+    killed.communicate()
+
+    def is_still():
+        before = lines()
+        time.sleep(1.5)
+        return lines() == before
+
+    wait_until(is_still)  # the run it left behind notices, finishes its step and saves
+    before = lines()
+    assert before < 600, "it was killed on the way"
+    stopped = start()
+    wait_until(lambda: lines() > before + 20)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143, said
+    assert "to go on, give the same command" in said
+    workers = [start(), start()]
+    for w in workers:
+        _, said = w.communicate(timeout=300)
+        assert w.returncode == 0, said
+    shared = results_of(outcome(tmp_path))
+    assert main(["compare", str(path), f"out={tmp_path / 'alone'}", "--json"]) == 0
+    assert results_of(json.loads(capsys.readouterr().out)) == shared
+
+
+def test_an_arm_that_cannot_run_stops_no_other(tmp_path, capfd):
+    arms = {"masked": {}, "long": {"data.row_length": 4096}}
+    path = write(tmp_path, arms=arms, seeds=1)
+    assert main(["compare", str(path)]) == 3
+    printed = capfd.readouterr()
+    assert "failed: long, seed 0: error:" in printed.err
+    assert [r["arm"] for r in outcome(tmp_path)["results"]] == ["masked"]
+
+
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys):
+    path = write(tmp_path, arms={"masked": {}, "wrong": {"objective.mask_rat": 0.4}})
+    assert main(["compare", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "arm wrong" in said
+    assert "mask_rate" in said
+    assert main(["compare", str(write(tmp_path, arms={"one": {}}))]) == 2
+    assert "two or more" in capsys.readouterr().err
+    assert main(["compare", str(write(tmp_path)), "--only", "causl"]) == 2
+    assert "causl" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "arms").exists()
+
+
+def test_equal_operations_give_cheaper_arms_more_steps(tmp_path, capsys):
+    arms = {"masked": {}, "wide": {"model.hidden_size": 256}}
+    path = write(tmp_path, arms=arms, seeds=1, cost={"flops": 2e9})
+    assert main(["compare", str(path), "--json"]) == 0
+    found = {r["arm"]: r for r in json.loads(capsys.readouterr().out)["results"]}
+    assert found["masked"]["steps"] > found["wide"]["steps"]
+    for result in found.values():
+        per_step = result["flops"] / result["steps"]
+        assert abs(result["flops"] - 2e9) <= per_step
+
+
+def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
+    from seedbed.compare.config import CompareConfig
+    from seedbed.compare.page import outcome_of
+    from seedbed.config import validate
+
+    config = validate(
+        CompareConfig, {"arms": {"a": {}, "b": {}, "c": {}}, "cost": {"minutes": 1}, "seeds": 2}, place="test"
+    )
+    base = {
+        "kind": "masked",
+        "likelihood_unit": "nats",
+        "train_seconds": 60.0,
+        "tokens": 1,
+        "tokens_per_second": 1.0,
+        "peak_memory_bytes": 1,
+        "flops": 1.0,
+        "curve": [],
+        "machine": {},
+        "objective": "masked_lm",
+    }
+    results = {
+        (arm, seed): base
+        | {
+            "arm": arm,
+            "seed": seed,
+            "likelihood": 4.0 + 0.1 * seed + 0.01 * "abc".index(arm),
+            "product_gflops": [100.0, 70.0 if (arm, seed) == ("c", 1) else 101.0],
+        }
+        for arm in "abc"
+        for seed in (0, 1)
+    }
+    told = outcome_of(config, results)
+    assert told["drifted"] == ["c/1"]
+    assert re.search(r"moved by more than 10%.*c \(seed 1\)", " ".join(told["verdict"]["sentences"]))
+    tokens = validate(
+        CompareConfig, {"arms": {"a": {}, "b": {}, "c": {}}, "cost": {"tokens": 1}, "seeds": 2}, place="test"
+    )
+    assert outcome_of(tokens, results)["drifted"] == []
+
+
+@pytest.mark.parametrize("words", [["compare", "--print"], ["compare", "--help"]])
+def test_it_explains_itself(words, capsys):
+    assert main(words) == 0
+    assert "arms" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""Forecasts of planted curves: near the truth, with intervals that hold it as often as they say, and widen when they should."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from seedbed.compare.scaling import Probe, effective_tokens, fit_curve
+from seedbed.errors import DataError
+
+
+def loss(parameters, tokens, *, floor=2.0, a=0.3, b=0.35):
+    return floor + 0.5 * (parameters / 1e6) ** -a + 2.0 * (tokens / 1e6) ** -b
+
+
+def probes(draw, *, noise=0.01, sizes=(1e6, 4e6), lengths=(0.5e6, 1e6, 2e6, 4e6), **curve):
+    return [Probe(n, d, loss(n, d, **curve) + noise * draw.normal()) for n in sizes for d in lengths]
+
+
+def test_four_times_the_largest_probe_lies_in_the_interval_nine_times_of_ten():
+    draw = np.random.default_rng(0)
+    held, widths = 0, []
+    for _ in range(120):
+        curve = {"floor": draw.uniform(1.0, 3.0), "a": draw.uniform(0.1, 0.5), "b": draw.uniform(0.15, 0.8)}
+        found = fit_curve(probes(draw, **curve)).forecast(4e6, 16e6)
+        truth = loss(4e6, 16e6, **curve) + 0.01 * draw.normal()
+        held += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert held / 120 >= 0.83
+    assert float(np.median(widths)) < 0.3
+
+
+def test_without_noise_the_forecast_is_the_truth():
+    found = fit_curve(probes(np.random.default_rng(1), noise=0.0)).forecast(4e6, 16e6)
+    assert found.loss == pytest.approx(loss(4e6, 16e6), abs=0.03)
+
+
+def test_further_away_is_less_sure_and_so_is_noisier():
+    draw = np.random.default_rng(2)
+    clean = fit_curve(probes(draw, noise=0.005))
+    widths = [(f := clean.forecast(4e6, d)).high - f.low for d in (4e6, 16e6, 256e6)]
+    assert widths == sorted(widths)
+    noisy = fit_curve(probes(np.random.default_rng(2), noise=0.05)).forecast(4e6, 16e6)
+    assert noisy.high - noisy.low > widths[1]
+
+
+def test_one_size_needs_no_term_for_it():
+    curve = fit_curve(probes(np.random.default_rng(3), sizes=(2e6,)))
+    assert curve.forecast(2e6, 16e6).loss == pytest.approx(loss(2e6, 16e6), abs=0.1)
+    assert not curve.sizes.any()
+
+
+def test_repeats_are_worth_less_and_less():
+    assert effective_tokens(5e5, 1e6, 15.0) == 5e5
+    assert effective_tokens(5e5, None, 15.0) == 5e5
+    few, many = effective_tokens(4e6, 1e6, 15.0), effective_tokens(1e9, 1e6, 15.0)
+    assert 0.9 * 4e6 < few < 4e6
+    assert many == pytest.approx(16e6, rel=1e-3)
+    assert effective_tokens(4e6, 1e6, 150.0) > few
+    ours = fit_curve(probes(np.random.default_rng(4), noise=0.0), unique=2e6, reuse=15.0)
+    assert ours.forecast(4e6, 64e6).loss > loss(4e6, 64e6)
+    assert math.isfinite(ours.forecast(4e6, 1e12).loss)
+
+
+def test_the_same_probes_give_the_same_forecast():
+    found = [fit_curve(probes(np.random.default_rng(5))).forecast(4e6, 16e6) for _ in range(2)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        [Probe(1e6, d, 5.0) for d in (1e6, 1e6, 2e6, 2e6)],
+        [Probe(1e6, d, 5.0 + d / 1e6) for d in (1e6, 2e6, 4e6, 8e6)],
+    ],
+    ids=["none", "two lengths", "rising"],
+)
+def test_what_says_nothing_is_refused(given):
+    with pytest.raises(DataError):
+        fit_curve(given)

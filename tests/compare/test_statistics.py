@@ -1,0 +1,129 @@
+"""Differences among arms: exact against textbook tests, honest where nothing differs, sharp where something does."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from seedbed.compare.statistics import compare_blocks, needed_blocks, spread_interval
+
+
+def scores_of(table, names="abcdefgh"):
+    return {name: dict(enumerate(map(float, row))) for name, row in zip(names, table, strict=False)}
+
+
+def test_two_arms_are_the_paired_t_test():
+    draw = np.random.default_rng(0)
+    table = draw.normal(size=(2, 6)) + np.array([[0.0], [0.8]])
+    found = compare_blocks(scores_of(table))
+    expected = stats.ttest_rel(table[0], table[1])
+    (contrast,) = found.contrasts
+    assert contrast.p == pytest.approx(expected.pvalue, rel=1e-4)
+    low, high = expected.confidence_interval(0.95)
+    assert (contrast.low, contrast.high) == pytest.approx((low, high), rel=1e-4)
+    assert contrast.is_found == (contrast.p < 0.05)
+
+
+def test_many_arms_without_common_luck_are_tukeys_test():
+    """With the effect of blocks taken out of the data, only the degrees of freedom differ from the one-way test."""
+    draw = np.random.default_rng(1)
+    table = draw.normal(size=(4, 5))
+    table -= table.mean(axis=0)
+    found = compare_blocks(scores_of(table))
+    residual = table - table.mean(axis=1, keepdims=True)
+    noise = math.sqrt(float((residual**2).sum()) / 12)
+    for contrast in found.contrasts:
+        i, j = "abcd".index(contrast.first), "abcd".index(contrast.second)
+        ranges = abs(table[i].mean() - table[j].mean()) / (noise / math.sqrt(5))
+        assert contrast.p == pytest.approx(float(stats.studentized_range.sf(ranges, 4, 12)), rel=1e-6)
+
+
+def test_what_a_block_does_to_all_arms_drops_out():
+    draw = np.random.default_rng(2)
+    table = draw.normal(size=(3, 4), scale=0.01) + np.array([[0.0], [0.1], [0.1]])
+    luck = 10 * draw.normal(size=(1, 4))
+    plain, lucky = compare_blocks(scores_of(table)), compare_blocks(scores_of(table + luck))
+    for a, b in zip(plain.contrasts, lucky.contrasts, strict=True):
+        assert a.difference == pytest.approx(b.difference, abs=1e-9)
+        assert a.ranges == pytest.approx(b.ranges, rel=1e-6)
+    assert lucky.differ("a", "b")
+    assert not lucky.differ("b", "c")
+    assert lucky.between("b", "a").difference == -lucky.between("a", "b").difference
+
+
+@pytest.mark.parametrize(("arms", "blocks"), [(2, 3), (4, 3), (8, 3), (5, 200)])
+def test_equal_arms_are_found_to_differ_as_often_as_said(arms, blocks):
+    """Over 1,000 comparisons of arms that differ by nothing, a nominal 5 % is between 3 and 7 %."""
+    draw = np.random.default_rng(arms * 1000 + blocks)
+    alarms = 0
+    for _ in range(1000):
+        luck = draw.normal(size=(1, blocks))
+        table = 3.9 + 0.05 * luck + 0.01 * draw.normal(size=(arms, blocks))
+        alarms += any(c.is_found for c in compare_blocks(scores_of(table)).contrasts)
+    assert 30 <= alarms <= 70, alarms
+
+
+def test_equal_arms_at_items_that_are_right_or_wrong():
+    """Items are not normal, and some are easy for every arm; there are many of them."""
+    draw = np.random.default_rng(7)
+    alarms = 0
+    for _ in range(1000):
+        ease = draw.uniform(0.2, 0.95, size=(1, 400))
+        table = (draw.uniform(size=(3, 400)) < ease).astype(float)
+        alarms += any(c.is_found for c in compare_blocks(scores_of(table)).contrasts)
+    assert 30 <= alarms <= 70, alarms
+
+
+def test_the_interval_holds_the_truth_for_all_pairs_at_once():
+    draw = np.random.default_rng(3)
+    truth = np.array([0.0, 0.02, 0.05])
+    held = 0
+    for _ in range(500):
+        table = truth[:, None] + draw.normal(size=(1, 4)) + 0.03 * draw.normal(size=(3, 4))
+        found = compare_blocks(scores_of(table))
+        held += all(
+            c.low <= truth["abc".index(c.first)] - truth["abc".index(c.second)] <= c.high
+            for c in found.contrasts
+        )
+    assert 0.92 <= held / 500 <= 0.98
+
+
+def test_arms_that_are_the_same_in_every_block():
+    same = {"a": {0: 1.0, 1: 2.0, 2: 4.0}, "b": {0: 1.0, 1: 2.0, 2: 4.0}}
+    (contrast,) = compare_blocks(same).contrasts
+    assert (contrast.difference, contrast.p, contrast.is_found) == (0.0, 1.0, False)
+    apart = {"a": same["a"], "b": {k: v + 0.5 for k, v in same["b"].items()}}
+    (contrast,) = compare_blocks(apart).contrasts
+    assert (contrast.p, contrast.is_found) == (0.0, True)
+
+
+def test_only_blocks_all_arms_have_count():
+    scores = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {1: 2.5, 2: 3.1}}
+    assert compare_blocks(scores).blocks == 2
+    assert compare_blocks({"a": {0: 1.0}, "b": {0: 2.0}}) is None
+    assert compare_blocks({"a": {0: 1.0, 1: 2.0}}) is None
+
+
+def test_seeds_needed_are_those_that_find_it_four_times_of_five():
+    need = needed_blocks(0.05, 0.03, 3)
+    draw = np.random.default_rng(5)
+    shares = []
+    for blocks in (need, max(2, need // 2)):
+        hits = 0
+        for _ in range(400):
+            table = np.array([[0.0], [0.05], [0.05]]) + 0.03 * draw.normal(size=(3, blocks))
+            hits += compare_blocks(scores_of(table)).differ("a", "b")
+        shares.append(hits / 400)
+    assert shares[0] > 0.72
+    assert shares[1] < shares[0] - 0.1
+    assert needed_blocks(0.0, 0.03, 3) == 100
+
+
+def test_interval_of_one_arm_is_students():
+    low, high = spread_interval([1.0, 2.0, 4.0])
+    expected = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert (low, high) == pytest.approx(expected)
+    assert spread_interval([1.0]) is None
