@@ -70,6 +70,9 @@ def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
     assert 0 < causal["likelihood"] < 10
     assert len(causal["minimal_pairs"]["points"]) == 48
     assert causal["flops"] > next(r for r in told["results"] if r["arm"] == "masked")["flops"] > 0
+    assert main(["compare", str(path), "--report"]) == 0
+    short = capsys.readouterr()
+    assert all(arm in short.err for arm in ("masked", "high", "causal"))
     page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
     assert "What to take" in page
     assert "src=" not in page

@@ -287,7 +287,7 @@ def _tell(config: CompareConfig, console: Console) -> int:
     outcome = _write_page(config)
     keys = {job.key: job for job in _jobs(config)}
     failures = {key: why for key, why in _board(config).failures().items() if key in keys}
-    header, rows = overview(outcome)
+    header, rows = overview(outcome, is_short=True)
     console.table(rows, header=header)
     for key, why in failures.items():
         console.note(f"failed: {keys[key].arm}, seed {keys[key].seed}: {why}")

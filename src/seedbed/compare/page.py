@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seedbed.compare.config import CompareConfig
@@ -61,28 +61,30 @@ def outcome_of(config: CompareConfig, results: Mapping[tuple[str, int], Mapping[
     }
 
 
-def overview(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of arms, best first."""
-    measures = [m for m in outcome["measures"] if m["key"] in _shown_keys(outcome)]
+def overview(outcome: Mapping[str, Any], *, is_short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table of arms, best first.
+
+    Args:
+        outcome: of `outcome_of`.
+        is_short: for a terminal: the deciding measure and the time only.
+    """
+    keys = [outcome["verdict"]["by"]] if is_short else _shown_keys(outcome)
+    measures = [m for m in outcome["measures"] if m["key"] in keys]
     order = list(outcome["verdict"]["ranking"])
     order += sorted({r["arm"] for r in outcome["results"]} - set(order))
-    header = ["arm", "seeds", *(m["label"] for m in measures), "minutes", "tokens", "tokens/s", "peak memory"]
+    costs: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+        "minutes": lambda own: f"{_mean(own, 'train_seconds') / 60:.1f}",
+        "tokens": lambda own: f"{_mean(own, 'tokens') / 1e6:.2f} M",
+        "tokens/s": lambda own: f"{_mean(own, 'tokens_per_second'):,.0f}",
+        "peak memory": lambda own: f"{_mean(own, 'peak_memory_bytes') / 2**30:.2f} GiB",
+    }
+    shown = ["minutes", "tokens/s"] if is_short else list(costs)
     rows = []
     for arm in order:
         own = [r for r in outcome["results"] if r["arm"] == arm]
         cells = [_cell(m, arm) for m in measures]
-        rows.append(
-            [
-                arm,
-                str(len(own)),
-                *cells,
-                f"{_mean(own, 'train_seconds') / 60:.1f}",
-                f"{_mean(own, 'tokens') / 1e6:.2f} M",
-                f"{_mean(own, 'tokens_per_second'):,.0f}",
-                f"{_mean(own, 'peak_memory_bytes') / 2**30:.2f} GiB",
-            ]
-        )
-    return header, rows
+        rows.append([arm, str(len(own)), *cells, *(costs[name](own) for name in shown)])
+    return ["arm", "seeds", *(m["label"] for m in measures), *shown], rows
 
 
 def drawings(outcome: Mapping[str, Any]) -> dict[str, str]:
@@ -92,6 +94,8 @@ def drawings(outcome: Mapping[str, Any]) -> dict[str, str]:
     if chosen is not None:
         found["measure"] = _dots(outcome, chosen)
         for key, (name, label, unit) in _COSTS.items():
+            if _is_equal(outcome, chosen, key):
+                continue
             found[f"frontier-{name}"] = _frontier(outcome, chosen, key, label, unit)
     return found
 
@@ -134,10 +138,12 @@ def build_page(outcome: Mapping[str, Any]) -> str:
                 f" equal arms is {outcome['level']:.0%} (Tukey's test of all pairs, seeds as blocks).",
                 is_soft=True,
             )
-        for measure in outcome["measures"]:
+        for measure in (m for m in outcome["measures"] if m["contrasts"]):
             page.table(*_contrasts(measure, outcome), align="llrrr", caption=measure["label"])
         page.section("Quality over cost")
         for key, (_, label, unit) in _COSTS.items():
+            if _is_equal(outcome, chosen, key):
+                continue
             page.figure(f"{chosen['label']} over {label}", _frontier(outcome, chosen, key, label, unit))
         page.text("The line joins the arms that nothing cheaper beats.", is_soft=True)
     page.section("Learning curves")
@@ -256,12 +262,21 @@ def _frontier(
     )
 
 
+def _is_equal(outcome: Mapping[str, Any], measure: Mapping[str, Any], key: str) -> bool:
+    """Say whether all arms cost the same by this, within 2 %: then there is nothing to draw over."""
+    spent = [_mean([r for r in outcome["results"] if r["arm"] == arm], key) for arm in measure["arms"]]
+    return max(spent) <= 1.02 * min(spent)
+
+
 def _contrasts(measure: Mapping[str, Any], outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return what each arm gains over the ones below it; of many arms, against the best one only."""
-    found = list(measure["contrasts"])
-    if len(measure["arms"]) > 4 and found:
-        first = next(iter(measure["arms"]))
-        found = [c for c in found if first in (c["first"], c["second"])]
+    order = list(measure["arms"])
+    found = sorted(
+        (_from_the_better(c, order) for c in measure["contrasts"]),
+        key=lambda c: (order.index(c["first"]), order.index(c["second"])),
+    )
+    if len(order) > 4:
+        found = [c for c in found if c["first"] == order[0]]
     rows = [
         [
             f"{c['first']} - {c['second']}",
@@ -280,6 +295,15 @@ def _contrasts(measure: Mapping[str, Any], outcome: Mapping[str, Any]) -> tuple[
         f"interval ({1 - outcome['level']:.0%}, all pairs at once)",
         "p",
     ], rows
+
+
+def _from_the_better(contrast: Mapping[str, Any], order: Sequence[str]) -> Mapping[str, Any]:
+    """Return a contrast with the better arm first."""
+    if order.index(contrast["first"]) < order.index(contrast["second"]):
+        return contrast
+    turned = {"first": contrast["second"], "second": contrast["first"]}
+    ends = {"low": -contrast["high"], "high": -contrast["low"], "difference": -contrast["difference"]}
+    return {**contrast, **turned, **ends}
 
 
 def _curves(outcome: Mapping[str, Any]) -> list[tuple[str, list[Series]]]:
