@@ -68,7 +68,7 @@ def recipe_data(corpus, run) -> dict[str, Any]:
         "run": str(run),
         "corpus": {"inputs": [str(corpus)], "validation_fraction": 0.2},
         "tokenizer": {"vocab_size": 300, "num_reserved": 4},
-        "data": {"row_length": 16},
+        "data": {"row_length": 16, "reorder_documents": False},
         "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "ffn_size": 64, "hidden_dropout": 0.1},
         "training": {
             "budget_steps": 4000,
