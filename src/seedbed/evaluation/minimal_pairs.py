@@ -354,6 +354,21 @@ def _batches(
         start = end
 
 
+def _framed(
+    rows: Sequence[_Row], ids: Sequence[Sequence[int]], frame: Frame, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Return the framed sentences of rows, padded, (B, T) int64, and segments (B, T) int32, 0 at padding."""
+    before, after = ([] if x is None else [x] for x in frame)
+    width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
+    inputs = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    segments = torch.zeros((len(rows), width), dtype=torch.int32)
+    for number, row in enumerate(rows):
+        tokens = [*before, *ids[row.sentence], *after]
+        inputs[number, : len(tokens)] = torch.tensor(tokens)
+        segments[number, : len(tokens)] = 1
+    return inputs, segments
+
+
 def _log_probabilities(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -366,29 +381,24 @@ def _log_probabilities(
 ) -> list[float]:
     """Return the summed log-probability of what each row predicts."""
     device = next(model.parameters()).device
-    before, after = ([] if x is None else [x] for x in frame)
-    width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
-    inputs = torch.full((len(rows), width), tokenizer.pad_id or 0, dtype=torch.int64)
-    segments = torch.zeros((len(rows), width), dtype=torch.int32)
+    inputs, segments = _framed(rows, ids, frame, tokenizer.pad_id or 0)
+    num_before, width = int(frame[0] is not None), inputs.shape[1]
     at: list[int] = []  # flat places that are predicted
     values: list[int] = []
     owners: list[int] = []
     is_causal = rows[0].predicted is None
     is_query = model.config.query_stream and not model.config.is_causal
     for number, row in enumerate(rows):
-        tokens = [*before, *ids[row.sentence], *after]
-        inputs[number, : len(tokens)] = torch.tensor(tokens)
-        segments[number, : len(tokens)] = 1
         if row.predicted is None:
             places = range(len(ids[row.sentence]))  # the place before each token
             values += ids[row.sentence]
         else:
-            place = row.predicted + len(before) - int(is_shifted)
+            place = row.predicted + num_before - int(is_shifted)
             places = range(place, place + 1)
             values.append(ids[row.sentence][row.predicted])
             if not is_query:
                 for hidden in row.hidden:
-                    inputs[number, hidden + len(before)] = tokenizer.mask_id or 0
+                    inputs[number, hidden + num_before] = tokenizer.mask_id or 0
         at += [number * width + place for place in places]
         owners += [number] * len(places)
     has_padding = not bool(segments.all())
@@ -401,7 +411,7 @@ def _log_probabilities(
     flat = torch.tensor(at, device=device)
     with torch.no_grad(), autocast(device.type, compute_dtype):
         if is_query:
-            features = _query_features(model, batch, rows, flat % width, len(before))
+            features = _query_features(model, batch, rows, flat % width, num_before)
         else:
             features = model.trunk(batch, at=flat).last
         logits: Tensor = model.logits(features).float()
@@ -424,16 +434,11 @@ def _originality(
 ) -> list[float]:
     """Return the summed log-probability that the tokens of each row's sentence are the original ones."""
     device = next(model.parameters()).device
-    before, after = ([] if x is None else [x] for x in frame)
-    width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
-    inputs = torch.full((len(rows), width), tokenizer.pad_id or 0, dtype=torch.int64)
-    segments = torch.zeros((len(rows), width), dtype=torch.int32)
-    is_token = torch.zeros((len(rows), width), dtype=torch.bool)
+    inputs, segments = _framed(rows, ids, frame, tokenizer.pad_id or 0)
+    is_token = torch.zeros(inputs.shape, dtype=torch.bool)
     for number, row in enumerate(rows):
-        tokens = [*before, *ids[row.sentence], *after]
-        inputs[number, : len(tokens)] = torch.tensor(tokens)
-        segments[number, : len(tokens)] = 1
-        is_token[number, len(before) : len(before) + len(ids[row.sentence])] = True
+        start = int(frame[0] is not None)
+        is_token[number, start : start + len(ids[row.sentence])] = True
     has_padding = not bool(segments.all())
     batch = Batch(
         inputs, segment_ids=segments if has_padding else None, has_padding=has_padding, attention="full"
