@@ -15,7 +15,7 @@ import psutil
 
 from seedbed.errors import DiskError, LockedError, disk_errors
 
-__all__ = ["owned"]
+__all__ = ["in_turn", "owned"]
 
 
 @contextmanager
@@ -49,6 +49,23 @@ def owned(run: Path) -> Iterator[None]:
         with disk_errors(run, doing="writing"):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let one process at a time run the block, the others wait; the file is made if missing and left there.
+
+    Raises:
+        DiskError: the file cannot be made, or its file system has no locks.
+    """
+    with disk_errors(path, doing="locking"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with disk_errors(path, doing="locking"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -51,3 +51,15 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert "minni" in capsys.readouterr().err
     assert main(["plan", str(path), "--minutes", "0"]) == 2
     assert "no room for probes" in capsys.readouterr().err
+
+
+def test_probes_that_cannot_run_are_named(tmp_path, capsys):
+    """A row longer than the model reads: every probe fails, and that is no bug of ours."""
+    recipe = tiny_sections()
+    recipe["corpus"]["inputs"] = [str(write_sentences(tmp_path / "text"))]
+    recipe["data"]["row_length"] = 4096
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    words = ["plan", str(path), "--minutes", "0.1", "--presets", "tiny", "--out", str(tmp_path / "plan")]
+    assert main(words) == 3
+    assert "first probes of tiny could not be run" in capsys.readouterr().err

@@ -159,6 +159,33 @@ def test_a_worker_elsewhere_is_gone_when_it_has_been_silent(board, monkeypatch):
     assert board.claim()[1] == job
 
 
+def test_a_living_worker_is_not_gone_when_clocks_are_read_apart(board):
+    """A process's start is reckoned from the machine's, which two readers may see a second apart."""
+    board.add(JOBS[:1])
+    ticket, _, _ = board.claim()
+    (entry,) = board._entries()
+    board._storage.set_trial_user_attr(ticket, "began", entry.attributes["began"] + 1.0)
+    assert board.claim() is None
+    board._storage.set_trial_user_attr(ticket, "began", entry.attributes["began"] - 3600.0)
+    assert board.claim() is not None, "another process has the number now"
+
+
+def test_a_worker_that_lost_its_job_does_not_fail(board):
+    """Silent for long, on another machine: the other's result counts, and this worker goes on."""
+    board.add(JOBS[:1])
+    late, job, _ = board.claim()
+    for name, value in (("host", "elsewhere"), ("beat", time.time() - 1000)):
+        board._storage.set_trial_user_attr(late, name, value)
+    ticket, again, _ = board.claim()
+    assert again == job
+    assert not board.finish(late, {"who": "late"}, value=0.0)
+    assert not board.fail(late, "late")
+    board.give_back(late)
+    assert board.finish(ticket, {"who": "other"}, value=0.0)
+    assert board.results() == {job.key: {"who": "other"}}
+    assert board.claim() is None
+
+
 def test_one_that_was_killed_within_a_moment_of_taking_it(board, monkeypatch):
     board.add(JOBS[:1])
     monkeypatch.setattr(board_module, "_beat", lambda storage, ticket: None)

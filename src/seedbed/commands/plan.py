@@ -125,6 +125,7 @@ def _speeds(
 ) -> dict[str, float]:
     """Return the tokens a second of each preset, by a short run of each: kept, so that a plan goes on with the same probes."""
     from seedbed.artifact import write_json
+    from seedbed.errors import DataError
 
     path = options.out / "speeds.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -140,9 +141,15 @@ def _speeds(
         for preset in missing
     }
     config = _comparison(options, recipe, arms, options.out, 1)
-    _train(options, config, console)
+    if stopped := _train(options, config, console):
+        raise SystemExit(stopped)
     for (arm, _), result in _results(config).items():
         known[arm.removeprefix("speed-")] = float(result["tokens_per_second"])
+    if failed := [preset for preset in missing if preset not in known]:
+        raise DataError(
+            f"the first probes of {', '.join(failed)} could not be run; what they said stands above.",
+            hint="leave them out with --presets, or mend the recipe",
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
     return known
@@ -169,8 +176,13 @@ def _results(config: CompareConfig) -> dict[tuple[str, int], dict[str, Any]]:
 def _planned(
     options: argparse.Namespace, recipe: Recipe, config: CompareConfig, speeds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Fit the curve and forecast every preset."""
+    """Fit the curve and forecast every preset.
+
+    Raises:
+        DataError: a probe failed, or the probes say too little.
+    """
     from seedbed.compare.scaling import REUSE, Probe, fit_curve
+    from seedbed.errors import DataError
 
     results = _results(config)
     probes = [
@@ -185,6 +197,11 @@ def _planned(
         }
         for (arm, seed), r in results.items()
     ]
+    if failed := [arm for arm in config.arms if arm not in {p["arm"] for p in probes}]:
+        raise DataError(
+            f"{len(failed)} of {len(config.arms)} probes could not be run ({failed[0]}); what they said stands above.",
+            hint="give the same command again, or leave a size out with --presets",
+        )
     unique = float(probes[0]["unique"])
     kind = next(str(r["kind"]) for r in results.values())
     reuse = REUSE["causal" if kind == "causal" else "masked"]

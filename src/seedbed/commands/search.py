@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Run trials until there are as many as asked for."""
     from seedbed.commands.arm import recipe_of
     from seedbed.commands.signals import collect_signals
+    from seedbed.compare.board import taking_turns
     from seedbed.compare.space import SearchConfig
     from seedbed.config import commented_yaml, load_config
     from seedbed.errors import ConfigError
@@ -69,14 +70,17 @@ def run(options: argparse.Namespace) -> int:
     default = _own_values(config)
     recipe_of(_comparison(config, "check", default), "check", config.seed)  # refuses what is wrong at once
     study = _study(config)
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(default, user_attrs={"is_default": True})
+    with taking_turns(study._storage):
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial(default, user_attrs={"is_default": True})
     with collect_signals() as received:
         while not received:
-            _reclaim(study)
-            if _count(study) >= config.trials:
+            with taking_turns(study._storage):
+                _reclaim(study)
+                trial = study.ask() if _count(study) < config.trials else None
+            if trial is None:
                 break
-            _trial(config, study, console, received)
+            _trial(config, study, trial, console, received)
             _write_page(config, study)
     if received:
         console.note("stopped; finished trials are kept.\nto go on, give the same command")
@@ -137,7 +141,7 @@ def _own_values(config: SearchConfig) -> dict[str, Any]:
     return found
 
 
-def _trial(config: SearchConfig, study: Any, console: Console, received: list[int]) -> None:
+def _trial(config: SearchConfig, study: Any, trial: Any, console: Console, received: list[int]) -> None:
     """Draw values, train with them, report on the way, end early what falls behind."""
     from seedbed.artifact import write_text
     from seedbed.commands.arm import arm_folder
@@ -146,7 +150,6 @@ def _trial(config: SearchConfig, study: Any, console: Console, received: list[in
     from seedbed.config import commented_yaml
 
     states = optuna(needed_for="a search").trial.TrialState
-    trial = study.ask()
     values = {key: _suggest(trial, key, space) for key, space in config.space.items()}
     name = f"trial-{_name(values)}"
     own = _comparison(config, name, values)
