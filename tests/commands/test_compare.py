@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
     assert "What to take" in page
     assert "src=" not in page
     assert page.count("<svg") >= 4
+    for name in ("measure", "frontier-time"):
+        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
     # Nothing is done twice: an arm added tomorrow is all that is trained.
     more = yaml.safe_load(path.read_text(encoding="utf-8"))
     more["arms"]["low"] = {"objective.mask_rate": 0.05}
@@ -149,6 +152,22 @@ def test_an_arm_that_cannot_run_stops_no_other(tmp_path, capfd):
     printed = capfd.readouterr()
     assert "failed: long, seed 0: error:" in printed.err
     assert [r["arm"] for r in outcome(tmp_path)["results"]] == ["masked"]
+
+
+def test_what_an_arm_cannot_be_asked_is_said_on_the_page(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"sentence_good": "the cat sings", "sentence_bad": "the cat cat"}\nno pair\n', encoding="utf-8"
+    )
+    arms = {"masked": {}, "t5": {"objective.name": "span_corruption"}}
+    judge = {"pll_tokens": 50, "text_mib": 0.01, "minimal_pairs": [str(tmp_path / "pairs.jsonl")]}
+    assert main(["compare", str(write(tmp_path, arms=arms, seeds=1, judge=judge))]) == 0
+    found = {r["arm"]: r for r in outcome(tmp_path)["results"]}
+    assert found["masked"]["minimal_pairs"]["rejected_lines"] == 1
+    assert found["t5"]["minimal_pairs"] is None
+    assert "encoder-decoder" in found["t5"]["not_asked"]["minimal pairs"]
+    assert "encoder-decoder has no likelihood" in (tmp_path / "out" / "compare.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys):

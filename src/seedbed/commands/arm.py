@@ -187,8 +187,10 @@ def _judged(
     dtype = recipe.runtime.compute_dtype()
     with console.bars():
         found = _likelihood(config, recipe, prepared, model, dtype, console)
-        found["minimal_pairs"] = _minimal_pairs(config, model, console)
-        found["probes"], found["finetunes"] = _tasks(config, model, run, dtype, console)
+        not_asked: dict[str, str] = {}
+        found["minimal_pairs"] = _minimal_pairs(config, model, console, not_asked)
+        found["probes"], found["finetunes"] = _tasks(config, model, run, dtype, console, not_asked)
+        found["not_asked"] = not_asked
     return found
 
 
@@ -260,8 +262,10 @@ def _is_one_tokenizer(config: CompareConfig) -> bool:
     return not any({"tokenizer", "tokens", "corpus"} & set(own) for own in config.arms.values())
 
 
-def _minimal_pairs(config: CompareConfig, model: LoadedModel, console: Console) -> dict[str, Any] | None:
-    """Score pairs by the model's own way of telling them apart; None where it has none."""
+def _minimal_pairs(
+    config: CompareConfig, model: LoadedModel, console: Console, not_asked: dict[str, str]
+) -> dict[str, Any] | None:
+    """Score pairs by the model's own way of telling them apart; None, with the reason noted, where it has none."""
     from seedbed.commands.judging import pair_method
     from seedbed.errors import IncompatibleError
     from seedbed.evaluation.english_pairs import ENGLISH, english_pairs
@@ -273,8 +277,16 @@ def _minimal_pairs(config: CompareConfig, model: LoadedModel, console: Console) 
     files = [path for path in named if path != ENGLISH]
     if ENGLISH in named:
         pairs += english_pairs(most or 50)
+    num_rejected = 0
     if files:
-        pairs += choose_pairs(read_pairs(files)[0], most)
+        read, rejected = read_pairs(files)
+        num_rejected = len(rejected)
+        if rejected:
+            file, line, reason = rejected[0]
+            console.note(
+                f"{num_rejected:,} lines of pairs left out; the first: {file}, line {line}: {reason}"
+            )
+        pairs += choose_pairs(read, most)
     if not pairs:
         return None
     try:
@@ -286,7 +298,8 @@ def _minimal_pairs(config: CompareConfig, model: LoadedModel, console: Console) 
             is_shifted=model.is_shifted,
             progress=console.progress,
         )
-    except IncompatibleError:  # an encoder-decoder, or no head that could tell
+    except IncompatibleError as error:  # an encoder-decoder, or no head that could tell
+        not_asked["minimal pairs"] = error.message
         return None
     told = report(scores)
     points = dict(zip(map(id, scores.pairs), scores.points().tolist(), strict=True))
@@ -296,6 +309,7 @@ def _minimal_pairs(config: CompareConfig, model: LoadedModel, console: Console) 
         "method": told["method"],
         "same": told["same"],
         "left_out": told["left_out"],
+        "rejected_lines": num_rejected,
         "by_phenomenon": {name: group["accuracy"] for name, group in told["by"]["phenomenon"].items()},
         "by_paradigm": {name: group["accuracy"] for name, group in told["by"]["UID"].items()},
         "points": "".join(letters[points.get(id(pair), 0.5)] for pair in pairs),
@@ -303,7 +317,12 @@ def _minimal_pairs(config: CompareConfig, model: LoadedModel, console: Console) 
 
 
 def _tasks(
-    config: CompareConfig, model: LoadedModel, run: Path, dtype: torch.dtype, console: Console
+    config: CompareConfig,
+    model: LoadedModel,
+    run: Path,
+    dtype: torch.dtype,
+    console: Console,
+    not_asked: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Probe and fine-tune the tasks named."""
     from seedbed.errors import ConfigError, IncompatibleError
@@ -331,8 +350,8 @@ def _tasks(
                     max_dev=most,
                     compute_dtype=dtype,
                 )
-            except IncompatibleError:  # an encoder-decoder has no vector of a text
-                pass
+            except IncompatibleError as error:  # an encoder-decoder has no vector of a text
+                not_asked[f"{name}, probe"] = error.message
             else:
                 probes[name] = {
                     "score": told.scores[metric],

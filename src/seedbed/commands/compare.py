@@ -299,8 +299,9 @@ def _tell(config: CompareConfig, console: Console) -> int:
 def _write_page(config: CompareConfig) -> dict[str, Any]:
     """Write page and JSON of what is finished; returns what they say."""
     from seedbed.artifact import write_json, write_text
-    from seedbed.compare.page import build_page, outcome_of
+    from seedbed.compare.page import build_page, drawings, outcome_of
     from seedbed.errors import disk_errors
+    from seedbed.page import standalone
 
     out = Path(config.out).expanduser()
     outcome = outcome_of(config, results_of(config))
@@ -308,4 +309,6 @@ def _write_page(config: CompareConfig) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "compare.json", outcome)
         write_text(out / "compare.html", build_page(outcome))
+        for name, drawing in drawings(outcome).items():
+            write_text(out / f"{name}.svg", standalone(drawing))
     return outcome

@@ -348,6 +348,11 @@ def _settings(page: Page, outcome: Mapping[str, Any]) -> None:
         for arm, own in outcome["arms"].items()
     ]
     page.table(["arm", "sets"], rows)
+    reasons = {
+        (r["arm"], what, why) for r in outcome["results"] for what, why in (r.get("not_asked") or {}).items()
+    }
+    if reasons:
+        page.table(["arm", "not asked", "why"], [list(row) for row in sorted(reasons)])
     page.table(
         [], [[key, str(value)] for key, value in _flat(outcome["recipe"])], caption="shared by all arms"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedbed.page.dots import Dot, Spot, dot_chart, scatter
-from seedbed.page.page import Chart, Page, Reference, Series, format_number, svg, ticks
+from seedbed.page.page import Chart, Page, Reference, Series, format_number, standalone, svg, ticks
 
 __all__ = [
     "Chart",
@@ -15,6 +15,7 @@ __all__ = [
     "dot_chart",
     "format_number",
     "scatter",
+    "standalone",
     "svg",
     "ticks",
 ]
