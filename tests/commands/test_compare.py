@@ -50,7 +50,14 @@ def outcome(tmp_path):
 
 def results_of(told):
     """What must not depend on stops, workers or the clock."""
-    timed = ("train_seconds", "tokens_per_second", "judge_seconds", "product_gflops", "peak_memory_bytes")
+    timed = (
+        "step_seconds",
+        "train_seconds",
+        "tokens_per_second",
+        "judge_seconds",
+        "product_gflops",
+        "peak_memory_bytes",
+    )
     return {(r["arm"], r["seed"]): {k: v for k, v in r.items() if k not in timed} for r in told["results"]}
 
 

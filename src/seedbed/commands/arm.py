@@ -109,6 +109,7 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
             "train_tokens": prepared.store.split("train").num_tokens,
             "train_seconds": summary["train_seconds"],
             "tokens_per_second": summary["tokens_per_second"],
+            "step_seconds": _step_seconds(run),
             "flops": flops_per_step * summary["steps"],
             "peak_memory_bytes": _peak_memory(),
             "valid": summary["valid"],
@@ -372,6 +373,13 @@ def _tasks(
                 "baseline": told_of["baselines"]["dev"].get(metric),
             }
     return probes, finetunes
+
+
+def _step_seconds(run: Path) -> float:
+    """Return the median time of a step, the first ones left out: what validations and the start take has no part in it."""
+    lines = (run / "pretrain" / "timing.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = [float(r["seconds"]) for r in map(json.loads, lines) if r.get("kind") == "step"]
+    return statistics.median(seconds[3:] or seconds)
 
 
 def _curve(run: Path, summary: Mapping[str, Any]) -> list[list[float]]:

@@ -123,7 +123,7 @@ def _comparison(
 def _speeds(
     options: argparse.Namespace, recipe: Recipe, presets: Sequence[str], console: Console
 ) -> dict[str, float]:
-    """Return the tokens a second of each preset, by a short run of each: kept, so that a plan goes on with the same probes."""
+    """Return the tokens a second of each preset, from the steps of a short run: kept, so that a plan goes on with its probes."""
     from seedbed.artifact import write_json
     from seedbed.errors import DataError
 
@@ -144,7 +144,8 @@ def _speeds(
     if stopped := _train(options, config, console):
         raise SystemExit(stopped)
     for (arm, _), result in _results(config).items():
-        known[arm.removeprefix("speed-")] = float(result["tokens_per_second"])
+        per_step = result["tokens"] / result["steps"]
+        known[arm.removeprefix("speed-")] = per_step / float(result["step_seconds"])
     if failed := [preset for preset in missing if preset not in known]:
         raise DataError(
             f"the first probes of {', '.join(failed)} could not be run; what they said stands above.",

@@ -44,7 +44,8 @@ svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(-
 .reference{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}.leader{stroke:var(--soft);stroke-width:.7;fill:none}
 .series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
 .mark{stroke:var(--page);stroke-width:1.2}.whisker{stroke:var(--soft);stroke-width:1.6}.raw{fill:var(--soft);opacity:.55}
-.name{fill:var(--ink);paint-order:stroke;stroke:var(--page);stroke-width:3px}.front{fill:none;stroke:var(--s2);stroke-width:1.4;stroke-dasharray:6 3}
+.name{fill:var(--ink);paint-order:stroke;stroke:var(--page);stroke-width:3px}
+.front{fill:none;stroke:var(--s2);stroke-width:1.4;stroke-dasharray:6 3}
 """ + "".join(f".s{i}{{stroke:var(--s{i})}}.m{i}{{fill:var(--s{i})}}" for i in range(6))
 
 _STYLE = (
