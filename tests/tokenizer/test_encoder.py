@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from seedbed.tokenizer.cuts import Cuts, find_cuts
 from seedbed.tokenizer.encoder import LookupDiffersError, TextEncoder
 from seedbed.tokenizer.lookup import LookupEncoder
 from seedbed.tokenizer.tokenizer import Tokenizer
+from seedbed.tokenizer.words import WordEncoder
 
 Learn = Callable[..., Tokenizer]
 
@@ -25,8 +27,31 @@ def test_it_says_how_it_encodes_and_why(learned: Tokenizer, lines: list[str]) ->
     else:
         assert encoder.reason is None
         half = sum(map(len, lines[len(lines) // 2 :]))
-        assert encoder.report() == {"name": "lookup", "compared_characters": half}
+        assert encoder.report() == {"name": "lookup", "new_words": "tokie", "compared_characters": half}
     assert TextEncoder(learned, lookup=False).report() == {"name": "tokenizer", "reason": "as asked for"}
+
+
+def test_where_tokie_is_missing_or_differs_it_is_left_out(
+    learn: Learn, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    tokenizer = learn("bpe", vocab_size=700)
+    expected = tokenizer.encode_spans(lines).ids.tolist()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tokie", None)
+        encoder = TextEncoder(tokenizer)
+        assert encoder.report()["new_words"] == "tokenizer"
+        assert encoder.encode(lines).ids.tolist() == expected
+    plain = WordEncoder.encode
+
+    def wrong(self, names, parts, places):
+        found = plain(self, names, parts, places)
+        return dataclasses.replace(found, ids=(found.ids + (found.ids > 300)).astype(np.int32))
+
+    monkeypatch.setattr(WordEncoder, "encode", wrong)
+    encoder = TextEncoder(tokenizer)
+    assert encoder.report()["name"] == "lookup"
+    assert encoder.report()["new_words"] == "tokenizer"
+    assert encoder.encode(lines).ids.tolist() == expected
 
 
 def test_the_share_that_is_compared_is_bounded(learn: Learn) -> None:

@@ -17,6 +17,7 @@ from seedbed.tokenizer.cuts import Cuts, find_cuts
 from seedbed.tokenizer.lookup import LookupEncoder
 from seedbed.tokenizer.spans import Tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
+from seedbed.tokenizer.words import WordEncoder, open_words
 
 Learn = Callable[..., Tokenizer]
 
@@ -55,16 +56,24 @@ def tokenizer(request: pytest.FixtureRequest, learn: Learn) -> Tokenizer:
     return made
 
 
+@pytest.fixture(scope="module", params=["tokenizer", "tokie"])
+def helper(request: pytest.FixtureRequest) -> str:
+    """What encodes words that are met for the first time."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def encoder(tokenizer: Tokenizer) -> LookupEncoder:
+def encoder(tokenizer: Tokenizer, helper: str) -> LookupEncoder:
     """One for all tests of a tokenizer, so that most parts are looked up."""
-    return make(tokenizer)
+    return make(tokenizer, helper)
 
 
-def make(tokenizer: Tokenizer) -> LookupEncoder:
+def make(tokenizer: Tokenizer, helper: str = "tokenizer") -> LookupEncoder:
     cuts = find_cuts(tokenizer.plain_backend)
     assert isinstance(cuts, Cuts)
-    return LookupEncoder(tokenizer.plain_backend, cuts)
+    words = open_words(tokenizer.plain_backend, cuts) if helper == "tokie" else None
+    assert (words is None) == (helper == "tokenizer")
+    return LookupEncoder(tokenizer.plain_backend, cuts, words)
 
 
 def assert_same(tokenizer: Tokenizer, fast: Tokens, texts: list[str]) -> None:
@@ -90,12 +99,29 @@ def test_tokens_are_those_of_the_tokenizer(
     assert_same(tokenizer, encoder.encode(texts), texts)
 
 
-def test_lines_of_the_corpus_first_and_again(tokenizer: Tokenizer, lines: list[str]) -> None:
-    encoder = make(tokenizer)
+def test_lines_of_the_corpus_first_and_again(tokenizer: Tokenizer, helper: str, lines: list[str]) -> None:
+    encoder = make(tokenizer, helper)
     for _ in range(2):
         assert_same(tokenizer, encoder.encode(lines), lines)
     both = [line[::-1] for line in lines] + lines
     assert_same(tokenizer, encoder.encode(both), both)
+
+
+def test_words_are_not_left_to_the_tokenizer(
+    tokenizer: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing is gained, and nobody sees it."""
+    shares = []
+    plain = WordEncoder.encode
+
+    def encode(self, names, parts, places):
+        found = plain(self, names, parts, places)
+        shares.append(found.is_done.mean())
+        return found
+
+    monkeypatch.setattr(WordEncoder, "encode", encode)
+    make(tokenizer, "tokie").encode([line for line in lines if line.isascii()])
+    assert shares[0] > 0.6
 
 
 def test_odd_texts(tokenizer: Tokenizer, encoder: LookupEncoder) -> None:

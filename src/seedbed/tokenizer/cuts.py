@@ -50,6 +50,7 @@ class Cuts:
         rule: (256,) for classes a and b side by side, at `a << 4 | b`: bit 1, a part begins at b; bit 2, one ends behind a.
         joiner: stands between parts that are encoded together, without changing them.
         is_plain: (16,) bool: parts that begin and end with such a class may be encoded together.
+        is_ascii_word: (16,) bool: a run of such a class alone, letters or digits, is one pre-token.
         pairs: BPE: inside runs of Han characters, which pairs must not be cut.
         dropped, han, blank, other: classes that others need to know.
     """
@@ -59,6 +60,7 @@ class Cuts:
     rule: UInt8s
     joiner: str
     is_plain: npt.NDArray[np.bool_]
+    is_ascii_word: npt.NDArray[np.bool_]
     pairs: HanPairs | None
 
     dropped: int = _DROPPED
@@ -108,7 +110,13 @@ def _wordpiece_cuts() -> Cuts:
         return (left in alone or right in alone) and not left == right == _DROPPED
 
     return Cuts(
-        ascii_classes, _character_classes(ascii_classes), _rule(is_cut), " ", np.ones(16, np.bool_), None
+        ascii_classes,
+        _character_classes(ascii_classes),
+        _rule(is_cut),
+        " ",
+        is_plain=np.ones(16, np.bool_),
+        is_ascii_word=_among(_WORD),
+        pairs=None,
     )
 
 
@@ -148,11 +156,21 @@ def _bpe_cuts(model: dict[str, Any], before: Any, cutter: Any) -> Cuts | str:
             return left in known or left == _APOSTROPHE
         return left in known and right in known and left != right
 
-    is_plain = np.zeros(16, np.bool_)
-    for kind in (_WORD, _DIGIT, _PUNCTUATION, _APOSTROPHE, _WIDE, _WIDE + 1, _HAN, _HAN + 1):
-        is_plain[kind] = True
-    pairs = han_pairs(model["vocab"], alphabet)
-    return Cuts(ascii_classes, _character_classes(ascii_classes), _rule(is_cut), "\n", is_plain, pairs)
+    return Cuts(
+        ascii_classes,
+        _character_classes(ascii_classes),
+        _rule(is_cut),
+        "\n",
+        is_plain=_among(_WORD, _DIGIT, _PUNCTUATION, _APOSTROPHE, _WIDE, _WIDE + 1, _HAN, _HAN + 1),
+        is_ascii_word=_among(_WORD, _DIGIT),
+        pairs=han_pairs(model["vocab"], alphabet),
+    )
+
+
+def _among(*kinds: int) -> npt.NDArray[np.bool_]:
+    table = np.zeros(16, np.bool_)
+    table[list(kinds)] = True
+    return table
 
 
 def _ascii_classes() -> UInt8s:

@@ -15,6 +15,7 @@ from seedbed.tokenizer.cuts import Cuts, find_cuts
 from seedbed.tokenizer.lookup import LookupEncoder
 from seedbed.tokenizer.spans import Tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
+from seedbed.tokenizer.words import open_words
 
 __all__ = ["LookupDiffersError", "TextEncoder"]
 
@@ -58,6 +59,7 @@ class TextEncoder:
         self._lookup: LookupEncoder | None = None
         self._budget = _COMPARED_AT_FIRST
         self.num_compared = 0
+        self._has_words = False
         self.reason: str | None = reason
         if lookup:
             self.reason = self._prepare()
@@ -69,18 +71,27 @@ class TextEncoder:
         cuts = find_cuts(self._tokenizer.plain_backend)
         if isinstance(cuts, str):
             return cuts
-        encoder = LookupEncoder(self._tokenizer.plain_backend, cuts)
+        backend = self._tokenizer.plain_backend
         probes = _probes(cuts, self._tokenizer)
-        if (at := self._difference(encoder, probes)) is not None:
-            return f"looking words up differs from it on {probes[at][:80]!r}"
-        self._lookup = encoder
-        return None
+        words = open_words(backend, cuts)
+        # Where tokie differs, looking up may still do without it.
+        differs_on = ""
+        for helper in dict.fromkeys((words, None)):
+            encoder = LookupEncoder(backend, cuts, helper)
+            at = self._difference(encoder, probes)
+            if at is None:
+                self._lookup = encoder
+                self._has_words = helper is not None
+                return None
+            differs_on = probes[at]
+        return f"looking words up differs from it on {differs_on[:80]!r}"
 
     def report(self) -> dict[str, Any]:
         """Say how texts were encoded, for the manifest."""
         if self._lookup is None:
             return {"name": "tokenizer", "reason": self.reason}
-        return {"name": "lookup", "compared_characters": self.num_compared}
+        new_words = "tokie" if self._has_words else "tokenizer"
+        return {"name": "lookup", "new_words": new_words, "compared_characters": self.num_compared}
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of several texts; give it some hundred thousand characters at a time.

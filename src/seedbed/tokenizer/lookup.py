@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 from seedbed.tokenizer.chinese import IS_HAN
 from seedbed.tokenizer.cuts import Cuts
 from seedbed.tokenizer.parts import Parts, cut_texts
+from seedbed.tokenizer.words import WordEncoder
 
 __all__ = ["LookupEncoder", "LookupTokens"]
 
@@ -33,6 +34,8 @@ _MAX_PARTS: Final = 1 << 18
 _MAX_BYTES: Final = 1 << 23
 _JOINED_CHARACTERS: Final = 1 << 12
 _BEGINS, _ON_HAN = 1, 2
+
+_Tokens = tuple[Int64s, Int32s, npt.NDArray[np.uint8], Int64s]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,14 @@ class LookupEncoder:
     Args:
         backend: encodes what the table lacks; must read special tokens as plain text.
         cuts: where texts may be cut.
+        words: encodes plain words instead; None: the backend does.
     """
 
-    def __init__(self, backend: Backend, cuts: Cuts) -> None:
+    def __init__(self, backend: Backend, cuts: Cuts, words: WordEncoder | None = None) -> None:
         self._backend = backend
         self._cuts = cuts
-        self._table = _Table(backend, cuts)
+        self._words = words
+        self._table = _Table(backend, cuts, words)
 
     def encode(self, texts: Sequence[str]) -> LookupTokens:
         """Return the tokens of several texts.
@@ -85,7 +90,7 @@ class LookupEncoder:
         Takes about 60 times the size of the texts in memory while it runs; give it some hundred thousand characters at a time.
         """
         if self._table.is_full:
-            self._table = _Table(self._backend, self._cuts)
+            self._table = _Table(self._backend, self._cuts, self._words)
         table = self._table
         parts = cut_texts(texts, self._cuts)
         entries = table.look_up(parts)
@@ -126,9 +131,10 @@ class _Table:
     Entries are only ever added, and are found when all about them is written, so that reading needs no lock.
     """
 
-    def __init__(self, backend: Backend, cuts: Cuts) -> None:
+    def __init__(self, backend: Backend, cuts: Cuts, words: WordEncoder | None) -> None:
         self._backend = backend
         self._cuts = cuts
+        self._words = words
         self._lock = Lock()
         self._slots = np.full(1 << 12, -1, np.int32)  # entries; at least half are free
         self._keys = _Column(np.uint64), _Column(np.uint64)
@@ -186,9 +192,7 @@ class _Table:
             found.setdefault(name, part)
         names = list(found)
         places = np.fromiter(found.values(), np.int64, len(found))
-        of_token, ids, flags, ends = self._encode(
-            [name.decode("utf-8") for name in names], parts.are_plain(places, self._cuts)
-        )
+        of_token, ids, flags, ends = self._encode(names, parts, places)
         counts = np.bincount(of_token, minlength=len(names))
         is_long = (parts.ends - parts.starts)[places] > _KEY_BYTES
         with self._lock:
@@ -219,10 +223,35 @@ class _Table:
             at, entries = (at[is_out] + 1) & (len(slots) - 1), entries[is_out]
         self._slots = slots
 
-    def _encode(
-        self, texts: list[str], are_plain: Bools
-    ) -> tuple[Int64s, Int32s, npt.NDArray[np.uint8], Int64s]:
-        """Encode parts.
+    def _encode(self, names: list[bytes], parts: Parts, places: Int64s) -> _Tokens:
+        """Encode parts, words by their own encoder where there is one; see `_encode_by_backend`."""
+        if self._words is None:
+            return self._encode_by_backend(
+                [name.decode("utf-8") for name in names], parts.are_plain(places, self._cuts)
+            )
+        found = self._words.encode(names, parts, places)
+        flags = found.begins * np.uint8(_BEGINS) | found.on_han * np.uint8(_ON_HAN)
+        left = np.flatnonzero(~found.is_done)
+        if not len(left):
+            return found.words, found.ids, flags, found.ends
+        rest = self._encode_by_backend(
+            [names[i].decode("utf-8") for i in left.tolist()], parts.are_plain(places[left], self._cuts)
+        )
+        of_token = np.concatenate([found.words, left[rest[0]]])
+        order = np.argsort(of_token, kind="stable")
+
+        def merged(mine: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return np.concatenate([mine, other])[order]
+
+        return (
+            of_token[order],
+            merged(found.ids, rest[1]),
+            merged(flags, rest[2]),
+            merged(found.ends, rest[3]),
+        )
+
+    def _encode_by_backend(self, texts: list[str], are_plain: Bools) -> _Tokens:
+        """Encode parts by the tokenizer.
 
         Returns:
             For each token the number of its part, its id, its flags, and its end within the part, in the order of the parts.
