@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import os
+import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,9 +26,58 @@ JOBS = [Job(arm, seed, "s") for seed in range(3) for arm in ("masked", "causal")
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def address(request, tmp_path):
+    """A storage of each kind; that of a server where PostgreSQL and its driver are installed."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'compare.db'}"
+    return request.getfixturevalue("new_database")()
+
+
+@pytest.fixture(scope="module")
+def new_database():
+    """Make empty databases on a server of our own, which listens on a socket in a folder only."""
+    programs = [shutil.which(name) for name in ("initdb", "pg_ctl")]
+    is_root = os.geteuid() == 0
+    users = [entry.pw_name for entry in pwd.getpwall()]
+    if (
+        None in programs
+        or importlib.util.find_spec("psycopg") is None
+        or (is_root and "postgres" not in users)
+    ):
+        pytest.skip("needs PostgreSQL's initdb and pg_ctl, and psycopg")
+    import psycopg
+
+    options = {"user": "postgres", "group": "postgres", "extra_groups": []} if is_root else {}
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # pytest's own paths are longer than a socket's may be
+    if is_root:
+        shutil.chown(folder, "postgres", "postgres")
+
+    def do(*words):
+        subprocess.run(
+            words, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+        )
+
+    do(programs[0], "-D", "data", "-A", "trust", "-U", "tester", "-N")
+    do(programs[1], "-D", "data", "-w", "-l", "log", "-o", f"-k {folder} -c listen_addresses='' -F", "start")
+    numbers = itertools.count()
+
+    def make():
+        name = f"compare{next(numbers)}"
+        with psycopg.connect(
+            host=str(folder), user="tester", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://tester@/{name}?host={folder}"
+
+    yield make
+    do(programs[1], "-D", "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def board(tmp_path):
-    return Board(tmp_path / "compare.db", "arms")
+def board(address):
+    return Board(address, "arms")
 
 
 def test_jobs_are_done_in_the_order_asked_for_and_once(board):
@@ -41,13 +95,13 @@ def test_jobs_are_done_in_the_order_asked_for_and_once(board):
     assert board.results()[keys[0]]["name"] == "中文"
 
 
-def test_another_board_on_the_storage_sees_the_same(board, tmp_path):
+def test_another_board_on_the_storage_sees_the_same(board, address):
     board.add(JOBS)
     ticket, job, _ = board.claim()
     board.finish(ticket, {"loss": 2.0}, value=2.0)
-    other = Board(f"sqlite:///{tmp_path / 'compare.db'}", "arms")
+    other = Board(address, "arms")
     assert other.results() == {job.key: {"loss": 2.0}}
-    assert Board(tmp_path / "compare.db", "another").results() == {}
+    assert Board(address, "another").results() == {}
 
 
 def test_an_arm_added_tomorrow_joins(board):
@@ -94,9 +148,8 @@ def test_jobs_put_up_twice_at_one_moment_are_done_once(board):
 
 WORKER = """
 import sys, time
-from pathlib import Path
 from seedbed.compare.board import Board
-board = Board(Path(sys.argv[1]), "arms")
+board = Board(sys.argv[1], "arms")
 while (claimed := board.claim()) is not None:
     with board.alive(claimed[0]):
         print(claimed[1].key, flush=True)
@@ -105,27 +158,27 @@ while (claimed := board.claim()) is not None:
 """
 
 
-def worker(path, *, seconds, name):
+def worker(address, *, seconds, name):
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(path), str(seconds), name],
+        [sys.executable, "-c", WORKER, address, str(seconds), name],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(board_module.__file__).parents[2])},
     )
 
 
-def test_two_workers_share_the_work(board, tmp_path):
+def test_two_workers_share_the_work(board, address):
     many = [Job(f"arm{n}", seed, "s") for n in range(8) for seed in range(3)]
     board.add(many)
-    workers = [worker(tmp_path / "compare.db", seconds=0.02, name=name) for name in "ab"]
+    workers = [worker(address, seconds=0.02, name=name) for name in "ab"]
     printed = [line for w in workers for line in w.communicate(timeout=120)[0].split()]
     assert Counter(printed) == Counter(job.key for job in many)
     assert {r["worker"] for r in board.results().values()} == {"a", "b"}
 
 
-def test_a_killed_workers_job_is_taken_at_once_and_nothing_else_is(board, tmp_path):
+def test_a_killed_workers_job_is_taken_at_once_and_nothing_else_is(board, address):
     board.add(JOBS[:3])
-    killed = worker(tmp_path / "compare.db", seconds=60, name="killed")
+    killed = worker(address, seconds=60, name="killed")
     key = killed.stdout.readline().strip()
     assert list(board.running()) == [key]
     claimed = board.claim([key])
@@ -139,9 +192,9 @@ def test_a_killed_workers_job_is_taken_at_once_and_nothing_else_is(board, tmp_pa
     assert board.claim([key]) is None
 
 
-def test_what_ends_its_worker_lets_others_go_first(board, tmp_path):
+def test_what_ends_its_worker_lets_others_go_first(board, address):
     board.add(JOBS[:2])
-    killed = worker(tmp_path / "compare.db", seconds=60, name="killed")
+    killed = worker(address, seconds=60, name="killed")
     assert killed.stdout.readline().strip() == JOBS[0].key
     killed.kill()
     killed.communicate()

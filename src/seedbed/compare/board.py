@@ -251,13 +251,15 @@ def open_storage(url: str | Path) -> Any:
     if isinstance(url, Path):
         url.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{url}"
+    # Named, since which driver SQLAlchemy takes by itself depends on its version.
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
         return library.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         raise DataError(
-            f"the storage {_without_password(url)} cannot be opened: the driver {error.name} is not installed.",
-            hint=f"pip install {error.name}",
+            f"the storage {_without_password(url)} cannot be opened: its driver is not installed.",
+            hint="pip install 'seedbed[postgres]'" if "+psycopg:" in url else "sqlite:///FILE needs none",
         ) from error
     except (
         SQLAlchemyError,
