@@ -37,6 +37,24 @@ def test_without_noise_the_forecast_is_the_truth():
     assert found.loss == pytest.approx(loss(4e6, 16e6), abs=0.03)
 
 
+def test_probes_on_the_plateau_spoil_no_forecast():
+    """Runs too short to leave the plateau end near it, far below the curve of those that left it."""
+    left = probes(np.random.default_rng(6), noise=0.005)
+    stuck = [Probe(n, d, 5.8) for n in (1e6, 4e6) for d in (1e5, 2e5)]
+    truth = loss(4e6, 16e6)
+    blind = fit_curve([*left, *stuck]).forecast(4e6, 16e6)
+    seeing = fit_curve([Probe(p.parameters, p.tokens, p.loss, 5.5) for p in (*left, *stuck)])
+    found = seeing.forecast(4e6, 16e6)
+    assert found.low <= truth <= found.high
+    assert abs(found.loss - truth) < 0.05 < abs(blind.loss - truth)
+    assert found.high - found.low < blind.high - blind.low
+    assert {p.tokens for p in seeing.left_out} == {1e5, 2e5}
+    few = [Probe(1e6, d, 5.8, 5.5) for d in (1e5, 2e5)] + [
+        Probe(1e6, d, loss(1e6, d), 5.5) for d in (1e6, 4e6)
+    ]
+    assert not fit_curve(few).left_out, "too few would remain"
+
+
 def test_further_away_is_less_sure_and_so_is_noisier():
     draw = np.random.default_rng(2)
     clean = fit_curve(probes(draw, noise=0.005))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from seedbed.compare.config import CompareConfig
-    from seedbed.compare.scaling import Curve
+    from seedbed.compare.scaling import Curve, Probe
     from seedbed.recipe import Recipe
 
 EXAMPLES = """examples:
@@ -182,7 +183,7 @@ def _planned(
     Raises:
         DataError: a probe failed, or the probes say too little.
     """
-    from seedbed.compare.scaling import REUSE, Probe, fit_curve
+    from seedbed.compare.scaling import REUSE, fit_curve
     from seedbed.errors import DataError
 
     results = _results(config)
@@ -194,6 +195,7 @@ def _planned(
             "active": r["flops"] / max(1, r["tokens"]) / 6,
             "tokens": r["tokens"],
             "loss": r["valid"]["loss"],
+            "bigram": r["baselines"].get("bigram"),
             "unique": r["train_tokens"],
         }
         for (arm, seed), r in results.items()
@@ -206,9 +208,7 @@ def _planned(
     unique = float(probes[0]["unique"])
     kind = next(str(r["kind"]) for r in results.values())
     reuse = REUSE["causal" if kind == "causal" else "masked"]
-    curve = fit_curve(
-        [Probe(p["active"], p["tokens"], p["loss"]) for p in probes], unique=unique, reuse=reuse
-    )
+    curve = fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
     held_out = _largest_from_the_rest(probes, unique, reuse)
     forecasts = {}
     for preset in sorted({p["preset"] for p in probes}, key=lambda x: -speeds[x]):
@@ -232,24 +232,41 @@ def _planned(
         "forecasts": forecasts,
         "held_out": held_out,
         "curve": _drawn(curve, probes, forecasts),
-        "advice": _advice(forecasts, options.minutes, held_out),
+        "advice": _advice(forecasts, options.minutes, held_out) + _said_of_the_plateau(curve),
         "checks": [],
     }
+
+
+def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
+    from seedbed.compare.scaling import Probe
+
+    return [
+        Probe(p["active"], p["tokens"], p["loss"], math.inf if p["bigram"] is None else p["bigram"])
+        for p in probes
+    ]
+
+
+def _said_of_the_plateau(curve: Curve) -> list[str]:
+    if not curve.left_out:
+        return []
+    lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in curve.left_out)
+    return [
+        f"Left out of the curve are the probes of {lengths} tokens: they did not get below the bigram, and a run that short"
+        " follows no curve yet."
+    ]
 
 
 def _largest_from_the_rest(
     probes: Sequence[Mapping[str, Any]], unique: float, reuse: float
 ) -> dict[str, Any] | None:
     """Forecast the longest probe from those half as long and shorter: the error there can be seen now."""
-    from seedbed.compare.scaling import Probe, fit_curve
+    from seedbed.compare.scaling import fit_curve
     from seedbed.errors import DataError
 
     longest = max(probes, key=lambda p: p["tokens"] * p["active"])
     rest = [p for p in probes if p["preset"] != longest["preset"] or p["tokens"] < longest["tokens"]]
     try:
-        curve = fit_curve(
-            [Probe(p["active"], p["tokens"], p["loss"]) for p in rest], unique=unique, reuse=reuse
-        )
+        curve = fit_curve(_as_probes(rest), unique=unique, reuse=reuse)
     except DataError:
         return None
     found = curve.forecast(longest["active"], longest["tokens"])
@@ -312,7 +329,7 @@ def _advice(
 def _checked(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return forecast and outcome of a finished run."""
     from seedbed.artifact import read_json
-    from seedbed.compare.scaling import Probe, fit_curve
+    from seedbed.compare.scaling import fit_curve
     from seedbed.errors import DataError, IncompatibleError
 
     try:
@@ -325,11 +342,7 @@ def _checked(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise IncompatibleError(
             f"{path} is of preset {preset}, which has no probes here.", hint=f"--presets {preset}"
         )
-    curve = fit_curve(
-        [Probe(p["active"], p["tokens"], p["loss"]) for p in plan["probes"]],
-        unique=plan["unique_tokens"],
-        reuse=plan["reuse"],
-    )
+    curve = fit_curve(_as_probes(plan["probes"]), unique=plan["unique_tokens"], reuse=plan["reuse"])
     found = curve.forecast(plan["forecasts"][preset]["active"], float(summary["tokens"]))
     largest = max(p["tokens"] for p in plan["probes"] if p["preset"] == preset)
     return {

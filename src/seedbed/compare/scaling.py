@@ -10,6 +10,9 @@ the passes after which a repeated token is hardly worth a new one.
 Source: Hoffmann et al., arXiv 2203.15556, approach 3 (the curve); Muennighoff et al., arXiv 2305.16264, section 3 (repeats).
 Differs from them: exponents and the floor E are not fitted to one value but weighed on a grid, so a forecast knows how far apart
 the curves are that fit as well; it is their mixture with the noise left by the fit. With one size the term of N is left out.
+A model first stays near what words and their neighbours predict, then falls off that plateau; on the way it follows no power law,
+and a curve through it is steeper than what comes. Probes that did not get below the bigram are therefore left out, as long as
+enough of them remain.
 """
 
 from __future__ import annotations
@@ -47,11 +50,13 @@ class Probe:
         parameters: N.
         tokens: D.
         loss: at the end, nats.
+        bigram: what a table of neighbouring tokens comes to at the same targets.
     """
 
     parameters: float
     tokens: float
     loss: float
+    bigram: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Curve:
         scale: (N0, D0).
         unique: U, or None.
         reuse: R.
+        left_out: probes that are still on the plateau.
     """
 
     weights: Array
@@ -94,6 +100,7 @@ class Curve:
     scale: tuple[float, float]
     unique: float | None
     reuse: float
+    left_out: tuple[Probe, ...] = ()
 
     def at(self, parameters: float, tokens: float) -> Array:
         """Return what each curve says of a run, (G,)."""
@@ -133,11 +140,14 @@ def fit_curve(
     Raises:
         DataError: too few probes, or none that learned more than the shortest.
     """
-    if len(probes) < 4 or len({p.tokens for p in probes}) < 3:
+    if not _are_enough(probes):
         raise DataError(
             f"{len(probes)} probes of {len({p.tokens for p in probes})} lengths say too little of a curve.",
             hint="finish the probes: four of them, of three lengths",
         )
+    used = _past_the_plateau(probes)
+    left_out = tuple(p for p in probes if p not in used)
+    probes = used
     n = np.array([p.parameters for p in probes])
     d = np.array([effective_tokens(p.tokens, unique, reuse) for p in probes])
     y = np.array([p.loss for p in probes])
@@ -175,7 +185,18 @@ def fit_curve(
         scale=scale,
         unique=unique,
         reuse=reuse,
+        left_out=left_out,
     )
+
+
+def _are_enough(probes: Sequence[Probe]) -> bool:
+    return len(probes) >= 4 and len({p.tokens for p in probes}) >= 3
+
+
+def _past_the_plateau(probes: Sequence[Probe]) -> Sequence[Probe]:
+    """Return the probes below the bigram, or all of them where too few are."""
+    past = [p for p in probes if p.loss < p.bigram]
+    return past if _are_enough(past) else probes
 
 
 def _positive(first: Array, second: Array, target: Array) -> tuple[float, float]:
