@@ -7,7 +7,7 @@ warm-up, AdamW, bfloat16 where the processor has it. A product of matrices is ti
 sides ran on a machine of another speed, the figures say so. Every finished arm is written at once and never repeated.
 
     python benchmarks/equal_minutes.py path/to/wiki-en.txt.gz runs/equal --minutes 10 --sweep-minutes 3
-    python benchmarks/equal_minutes.py path/to/wiki-en.txt.gz runs/equal --sides modernbert --minutes 40 --rates 1e-3
+    python benchmarks/equal_minutes.py path/to/wiki-en.txt.gz runs/equal --sides modernbert --minutes 30 --rates 1e-3
 """
 
 from __future__ import annotations
