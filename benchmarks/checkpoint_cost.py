@@ -47,8 +47,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
     """Train a little, then save and load in turn, then resume."""
-    from seedbed.commands.assembly import assemble, decide, feed_of, run_window
+    from seedbed.commands.assembly import assemble, feed_of, run_window
     from seedbed.commands.console import Console
+    from seedbed.commands.deciding import decide
     from seedbed.commands.stages import prepare
     from seedbed.config import load_config
     from seedbed.corpus.bundled import bundled_corpus

@@ -167,8 +167,9 @@ def ours(options: argparse.Namespace) -> dict:
 
     Between them the matrix products of the model's own shapes run alone, forward, in the same number type: the ceiling.
     """
-    from seedbed.commands.assembly import assemble, decide, feed_of, run_window
+    from seedbed.commands.assembly import assemble, feed_of, run_window
     from seedbed.commands.console import Console
+    from seedbed.commands.deciding import decide
     from seedbed.commands.stages import prepare
     from seedbed.runtime import describe_machine, prepare_process
 

@@ -312,7 +312,7 @@ def test_a_family_brings_the_optimizer_that_random_weights_of_it_learn_with():
     usual, classic, t5 = optim(), optim("model.name=bert"), optim("objective.name=span_corruption")
     assert usual == OPTIMIZERS["adamw"]()
     assert classic.name == "adamw"
-    assert classic.learning_rate < usual.learning_rate
+    assert classic.peak_rate < usual.peak_rate
     assert classic.schedule.warmup_fraction > usual.schedule.warmup_fraction
     assert t5.name == "adafactor"
     assert [(rule.pattern, rule.rate_scale) for rule in t5.rules] == [("head*", 4.0)]

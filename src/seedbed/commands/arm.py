@@ -88,10 +88,10 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
     with owned(run):
         prepared = replace(_prepared(config, recipe, console), run=run)
         speeds = [_product_rate(recipe)]
-        flops_per_step = _operations(recipe, prepared, run)
+        flops_per_token = _operations(recipe, prepared, run)
         if config.cost.flops is not None:
-            steps = max(1, round(config.cost.flops / flops_per_step))
-            recipe = recipe.updated(training=recipe.training.updated(budget_steps=steps))
+            tokens = max(1, round(config.cost.flops / flops_per_token))
+            recipe = recipe.updated(training=recipe.training.updated(budget_tokens=tokens))
         summary = pretrain(recipe, prepared, console)
         speeds.append(_product_rate(recipe))
         console.heading(f"judge {arm}, seed {seed}")
@@ -110,7 +110,7 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
             "train_seconds": summary["train_seconds"],
             "tokens_per_second": summary["tokens_per_second"],
             "step_seconds": _step_seconds(run),
-            "flops": flops_per_step * summary["steps"],
+            "flops": flops_per_token * summary["tokens"],
             "peak_memory_bytes": _peak_memory(),
             "valid": summary["valid"],
             "baselines": summary["baselines"],
@@ -146,21 +146,23 @@ def _prepared(config: CompareConfig, recipe: Recipe, console: Console) -> Prepar
 
 
 def _operations(recipe: Recipe, prepared: Prepared, run: Path) -> float:
-    """Return the operations of one step's matrix products, forward and backward: counted once, as they are run.
+    """Return the operations of matrix products for a token, forward and backward: counted in one step, as they are run.
 
     The same on every machine but for the form attention is computed in.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     from seedbed.commands.assembly import assemble, feed_of, run_window
+    from seedbed.commands.settling import asked_tokens, settle
     from seedbed.commands.start import open_old_text, open_start
     from seedbed.runtime import prepare_process
     from seedbed.training.budget import Plan
 
     path = run / "operations.json"
     if path.exists():
-        return float(json.loads(path.read_text(encoding="utf-8"))["flops_per_step"])
+        return float(json.loads(path.read_text(encoding="utf-8"))["flops_per_token"])
     prepare_process(recipe.runtime)
+    recipe = settle(recipe, tokens=asked_tokens(recipe), text_tokens=prepared.store.split("train").num_tokens)
     start = open_start(recipe, prepared.tokenizer)
     setting = assemble(recipe, prepared, start, open_old_text(recipe.start, start, prepared.tokenizer))
     try:
@@ -169,10 +171,10 @@ def _operations(recipe: Recipe, prepared: Prepared, run: Path) -> float:
         setting.state.window = 500  # half way: scheduled rates are at their mean
         with FlopCounterMode(display=False) as counter:
             run_window(setting, setting.state, recipe, feed_of(setting, Plan(1000, rows, micro, 0.0, "")))
-        flops = float(counter.get_total_flops())
+        flops = float(counter.get_total_flops()) / (rows * recipe.data.row_length)
     finally:
         setting.state.release()
-    write_json(path, {"flops_per_step": flops})
+    write_json(path, {"flops_per_token": flops})
     return flops
 
 

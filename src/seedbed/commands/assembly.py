@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as _replaced
 from typing import Any
@@ -14,17 +13,12 @@ from seedbed.commands.samples import take_samples
 from seedbed.commands.sharing import (
     check_sharding,
     check_tensor_parallel,
-    fixed_bytes,
-    share_weights,
-    spread_of,
 )
 from seedbed.commands.stages import Prepared
-from seedbed.commands.start import OldText, Start, open_old_text, open_start
+from seedbed.commands.start import OldText, Start
 from seedbed.data.store import TokenStore
 from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import ConfigError, IncompatibleError
-from seedbed.evaluation.fixed_targets import build_validation
-from seedbed.evaluation.intrinsic import EvaluationSet, score
 from seedbed.hashing import at_device, fold, key_from
 from seedbed.models.folder import settle_form
 from seedbed.models.heads import limit_logits
@@ -35,26 +29,20 @@ from seedbed.objectives.chunked_cross_entropy import compile_losses
 from seedbed.objectives.combination import entries_of
 from seedbed.objectives.mixture import MixtureConfig
 from seedbed.recipe import Recipe
-from seedbed.runtime import prepare_process
 from seedbed.training.ahead import Windows
-from seedbed.training.budget import Plan, fit_micro_batch, plan_steps, time_steps
-from seedbed.training.continued import OLD
+from seedbed.training.budget import Plan
 from seedbed.training.feed import Entry, Feed
 from seedbed.training.loss_scale import LossScale
-from seedbed.training.parallel import agreed
 from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 
 __all__ = [
     "Setting",
     "assemble",
-    "decide",
     "feed_of",
     "rows_of_window",
     "run_window",
     "samples_of",
-    "steps_from_start",
-    "validation_of",
 ]
 
 
@@ -175,114 +163,6 @@ def assemble(
     return Setting(entries, model, state, device, recipe.runtime.compute_dtype(), start, old, replay)
 
 
-def validation_of(
-    recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
-) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
-    """Return what scores the model at the stored targets of every entry, and the losses without a model.
-
-    With several entries names are prefixed `<label>.`, and `loss` is the sum by the entries' shares at the end of the run.
-    Where there is old text its scores, with the first entry's objective, are added as `old.<name>`.
-    """
-    train = prepared.store.split("train")
-    source = RowSource(prepared.store.split("validation"), split="validation", tokenizer=prepared.tokenizer)
-    stored = [
-        build_validation(
-            prepared.run,
-            prepared.tokens,
-            entry.objective,
-            entry.objective.for_evaluation().make_view(source),
-            train,
-            max_rows=recipe.training.validation_rows,
-            replace=replace,
-            stage=f"validation-{number}" if number else "validation",
-        )
-        for number, entry in enumerate(setting.entries)
-    ]
-    old_stored = _old_validation(recipe, prepared, setting, replace=replace)
-    total = sum(entry.end for entry in setting.entries)
-    shares = [entry.end / total for entry in setting.entries]
-
-    def together(each: Sequence[Mapping[str, float]], bare: Collection[str]) -> dict[str, float]:
-        if len(each) == 1:
-            return dict(each[0])
-        labelled = {
-            f"{entry.label}.{name}": value
-            for entry, found in zip(setting.entries, each, strict=True)
-            for name, value in found.items()
-        }
-        sums = {
-            name: sum(share * found[name] for share, found in zip(shares, each, strict=True))
-            for name in bare
-            if all(name in found for found in each)
-        }
-        return sums | labelled
-
-    def evaluate() -> dict[str, float]:
-        scores = [
-            setting.state.run(
-                score,
-                entry.objective,
-                setting.state.learner.modules_by_name(number),
-                stored[number][0],
-                device=setting.device,
-                compute_dtype=setting.compute_dtype,
-                spread=spread_of(setting.state, recipe),
-            )
-            for number, entry in enumerate(setting.entries)
-        ]
-        found = together(scores, ["loss"])
-        if setting.old is not None and old_stored is None:  # the same targets
-            found |= {f"{OLD}{name}": value for name, value in scores[0].items()}
-        if old_stored is not None:
-            old = setting.state.run(
-                score,
-                setting.entries[0].objective,
-                setting.state.learner.modules_by_name(0),
-                old_stored,
-                device=setting.device,
-                compute_dtype=setting.compute_dtype,
-                spread=spread_of(setting.state, recipe),
-            )
-            found |= {f"{OLD}{name}": value for name, value in old.items()}
-        return found
-
-    return evaluate, together(
-        [baselines for _, baselines in stored], ["uniform", "unigram", "bigram", "chance"]
-    )
-
-
-def _old_validation(
-    recipe: Recipe, prepared: Prepared, setting: Setting, *, replace: bool
-) -> EvaluationSet | None:
-    """Return the stored targets of the old text's validation split; its own run's, where that validated in the same way.
-
-    None where there is no old text, or where its validation split is the run's own (an appended corpus).
-    """
-    if setting.old is None or setting.old.has_validation_of(prepared.tokens):
-        return None
-    section = entries_of(recipe.objective)[0].objective
-    vocabulary = Vocabulary.of(setting.old.tokenizer)  # as the old run's, should this run's have grown
-    vocabulary = _replaced(
-        vocabulary, decoder_start_id=setting.entries[0].objective.vocabulary.decoder_start_id
-    )
-    objective = section.build(
-        vocabulary, row_length=recipe.data.row_length, is_segmented=recipe.data.is_segmented
-    )
-    store = setting.old.store
-    source = RowSource(store.split("validation"), split="validation", tokenizer=setting.old.tokenizer)
-    stored, _ = build_validation(
-        prepared.run,
-        setting.old.tokens,
-        objective,
-        objective.for_evaluation().make_view(source),
-        store.split("train"),
-        max_rows=recipe.training.validation_rows,
-        replace=replace,
-        stage="validation-old",
-    )
-    return stored
-
-
 def samples_of(setting: Setting, prepared: Prepared) -> list[dict[str, Any]]:
     """Return samples of the model, where an objective trains a head that speaks."""
     if all(entry.objective.speaks == "nothing" for entry in setting.entries):
@@ -367,80 +247,6 @@ def run_window(
     return result
 
 
-def _micro_batch_rows(recipe: Recipe, setting: Setting) -> int:
-    """Return the rows of a forward pass: as asked for, or as many as fit the memory."""
-
-    def fitting(number: int, entry: Entry) -> int:
-        def sample(count: int) -> MicroBatch:
-            batch, targets = entry.objective.make_batch(*entry.reader.read(0, count), progress=0.0)
-            on_device = {term: target.to(setting.device) for term, target in targets.items()}
-            return MicroBatch(batch.to(setting.device), on_device, entry=number)
-
-        return fit_micro_batch(
-            setting.state.learner,
-            sample,
-            rows_per_step=recipe.training.rows_per_step(recipe.data.row_length),
-            memory_bytes=recipe.runtime.memory_bytes(),
-            compute_dtype=setting.compute_dtype,
-            group_rows=entry.objective.group_rows,
-            num_recomputed_layers=setting.model.config.num_layers * recipe.runtime.activation_checkpointing,
-            # 64 rows fill a CPU; a GPU wants more tokens where rows are short.
-            max_rows=64 if setting.device.type == "cpu" else max(64, 2**16 // recipe.data.row_length),
-            fixed_bytes=fixed_bytes(recipe, setting),
-        )
-
-    if recipe.training.micro_batch_rows:
-        return recipe.training.micro_batch_rows
-    rows = int(agreed(min(fitting(*item) for item in enumerate(setting.fed))))
-    if recipe.training.exact:  # up to eight workers can share a step
-        rows = min(rows, max(1, recipe.training.rows_per_step(recipe.data.row_length) // 8))
-    return rows
-
-
-def decide(recipe: Recipe, setting: Setting, evaluate: Callable[[], object]) -> Plan:
-    """Choose the micro-batch from the memory limit, and the steps from the budget."""
-    training = recipe.training
-    rows = training.rows_per_step(recipe.data.row_length)
-    probe = Plan(1000, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, "")
-    # The memory of a pass was counted with whole weights; its time is measured with shared ones.
-    share_weights(recipe, setting)
-    feed = feed_of(setting, probe, is_exact=training.exact)
-
-    def step(state: TrainingState, window: int) -> None:
-        state.window = 500 + window  # half way: scheduled rates are at their mean
-        run_window(setting, state, recipe, feed)
-
-    def measure() -> tuple[float, float]:
-        if setting.state.shards is None:
-            step_seconds = time_steps(step, setting.state)
-        else:
-            with setting.state.shards.unchanged(setting.state):
-                step_seconds = time_steps(step, setting.state, copies=False)
-        began = time.perf_counter()
-        evaluate()
-        return step_seconds, agreed(time.perf_counter() - began)
-
-    return plan_steps(
-        training, row_length=recipe.data.row_length, micro_batch_rows=probe.micro_batch_rows, measure=measure
-    )
-
-
 def _moving(objectives: Sequence[Objective]) -> str:
     """Return the names of objectives whose losses at two steps do not compare."""
     return ", ".join(objective.config.name for objective in objectives if not objective.is_stationary)
-
-
-def steps_from_start(recipe: Recipe, prepared: Prepared, num_steps: int) -> Callable[[float], StepResult]:
-    """Return what does the next step of a run of `num_steps` at a given rate, from the initial weights; writes nothing."""
-    prepare_process(recipe.runtime)
-    start = open_start(recipe, prepared.tokenizer)
-    setting = assemble(recipe, prepared, start, open_old_text(recipe.start, start, prepared.tokenizer))
-    rows = recipe.training.rows_per_step(recipe.data.row_length)
-    feed = feed_of(setting, Plan(num_steps, rows, min(_micro_batch_rows(recipe, setting), rows), 0.0, ""))
-
-    def step(rate: float) -> StepResult:
-        result = run_window(setting, setting.state, recipe, feed, rate=rate)
-        setting.state.window += 1
-        return result
-
-    return step

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prepare the stages before training, sweep, draw."""
     from seedbed.artifact import write_json
-    from seedbed.commands.assembly import steps_from_start
+    from seedbed.commands.deciding import steps_from_start
     from seedbed.commands.stages import prepare
     from seedbed.errors import disk_errors
     from seedbed.lock import owned
@@ -91,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
             "optimizer": recipe.optim.name,
             "objective": recipe.objective.name,
             "model": recipe.start.path or f"{recipe.model.name} {recipe.model.preset}",
-            "batch_tokens": recipe.training.batch_tokens,
-            "recipe_rate": recipe.optim.learning_rate,
+            "batch_tokens": recipe.training.rows_per_step(recipe.data.row_length) * recipe.data.row_length,
+            "recipe_rate": recipe.optim.peak_rate,
             "suggested": found.suggested,
             "lowest": found.lowest,
             "steepest": found.steepest,
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         {**facts, "page": str(folder / "find-rate.html")},
         text=(
             f"suggested: {found.suggested:.2g}   (a tenth of {found.lowest:.2g}, where the smoothed loss was lowest;"
-            f" steepest at {found.steepest:.2g}; the recipe has {recipe.optim.learning_rate:.2g})\n"
+            f" steepest at {found.steepest:.2g}; the recipe has {recipe.optim.peak_rate:.2g})\n"
             f"picture:   {folder / 'find-rate.html'}\n"
             f"next:      seedbed pretrain {options.recipe} optim.learning_rate={found.suggested:.2g}"
         ),

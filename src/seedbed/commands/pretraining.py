@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,14 +37,14 @@ from seedbed.artifact import (
 from seedbed.commands.assembly import (
     Setting,
     assemble,
-    decide,
     feed_of,
     rows_of_window,
     run_window,
     samples_of,
-    validation_of,
 )
 from seedbed.commands.console import Console
+from seedbed.commands.deciding import decide
+from seedbed.commands.held_out import validation_of
 from seedbed.commands.resuming import (
     input_digests,
     requested_sections,
@@ -53,10 +53,11 @@ from seedbed.commands.resuming import (
     resume_request,
     warn_of_changes,
 )
+from seedbed.commands.settling import asked_tokens, settle, settle_as
 from seedbed.commands.sharing import share_weights
 from seedbed.commands.signals import collect_signals as _signals
 from seedbed.commands.stages import Prepared
-from seedbed.commands.start import open_old_text, open_start
+from seedbed.commands.start import Start, open_old_text, open_start
 from seedbed.commands.training_progress import ProgressHook, describe_run
 from seedbed.errors import disk_errors
 from seedbed.models.folder import settle_form, write_model
@@ -160,19 +161,37 @@ def _pretrain(
             sweep(folder / "checkpoints")
         return _read_summary(prepared.run)
 
-    setting = assemble(recipe, prepared, start, old)
-    with first_worker_first():
-        evaluate, baselines = validation_of(recipe, prepared, setting, replace=replace and is_first)
-    stack.callback(setting.state.release)
-    samples_path = folder / "samples.json"
-    before = samples_of(setting, prepared) if is_first and not samples_path.exists() else None
+    def put_together(
+        recipe: Recipe, start: Start | None
+    ) -> tuple[Setting, Callable[[], dict[str, float]], dict[str, float]]:
+        setting = assemble(recipe, prepared, start, old)
+        with first_worker_first():
+            scoring = validation_of(recipe, prepared, setting, replace=replace and is_first)
+        return setting, *scoring
 
     # Plan once; a resumed run follows the plan it was started with.
     if resolved is not None:
+        recipe = settle_as(recipe, resolved)
+        setting, evaluate, baselines = put_together(recipe, start)
         plan = Plan(**read_sealed_json(folder / "plan.json"))
     else:
+        asked, text_tokens = recipe, prepared.store.split("train").num_tokens
+        recipe = settle(asked, tokens=asked_tokens(asked), text_tokens=text_tokens)
+        setting, evaluate, baselines = put_together(recipe, start)
         plan = decide(recipe, setting, evaluate)
-        resolved = resolved_sections(requested, plan)
+        if plan.forecast_seconds:
+            # How long the run is was not known before it was measured, and what follows from that is measured once more.
+            tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
+            longer = settle(asked, tokens=tokens, text_tokens=text_tokens)
+            if longer != recipe:
+                setting.state.release()
+                recipe, start = longer, open_start(asked, prepared.tokenizer)
+                setting, evaluate, baselines = put_together(recipe, start)
+                plan = decide(recipe, setting, evaluate)
+        resolved = resolved_sections(requested_sections(recipe, start), plan)
+    stack.callback(setting.state.release)
+    samples_path = folder / "samples.json"
+    before = samples_of(setting, prepared) if is_first and not samples_path.exists() else None
     if is_first and not (folder / "resolved.json").exists():
         with disk_errors(folder, doing="writing"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -114,11 +114,14 @@ def _own_values(config: SearchConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a key that is no single value of the recipe, or a value outside the space.
     """
+    from seedbed.commands.settling import settle
     from seedbed.config import validate
     from seedbed.errors import ConfigError
     from seedbed.recipe import Recipe
 
     recipe: Any = validate(Recipe, config.recipe, place="recipe")
+    if config.cost.tokens is not None or recipe.training.batch_tokens is not None:
+        recipe = settle(recipe, tokens=config.cost.tokens, text_tokens=None)
     found = {}
     for key, values in config.space.items():
         node: Any = recipe

@@ -259,7 +259,7 @@ def _check_section(recipe: Recipe, start: TransformerConfig) -> dict[str, Any]:
             f"the model section contradicts the start: {'; '.join(wrong)}.",
             hint="leave out the model section; start.max_length and start.grow change a start",
         )
-    return {"name": start.family, **{key: given[key] for key in _MAY_CHANGE if key in given}}
+    return {"name": start.family, **{key: given[key] for key in _MAY_CHANGE if given.get(key) is not None}}
 
 
 @torch.no_grad()

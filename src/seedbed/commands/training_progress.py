@@ -35,7 +35,7 @@ def describe_run(
         _describe_start(console, setting, recipe)
     console.note(
         f"{kind}, {quantity(parameters, 'parameters')};"
-        f" {recipe.objective.name}; {recipe.optim.name} at {recipe.optim.learning_rate:g};"
+        f" {recipe.objective.name}; {recipe.optim.name} at {recipe.optim.peak_rate:g};"
         f" {plan.num_windows:,} steps of {plan.rows_per_step} rows of"
         f" {recipe.data.row_length} tokens ({quantity(tokens, 'tokens')}, {epochs:.1f} passes over the text)"
     )

@@ -21,10 +21,10 @@ class _NativeConfig(FamilyConfig):
 
     is_causal: ClassVar[bool]
 
-    many_passes: bool = Field(
-        False,
+    many_passes: bool | None = Field(
+        None,
         description="The text is read more than about four times: gated feed-forward, a norm before the output projections,"
-        " a gate per head, output projections that start random. Give dropout (0.1) and weight decay too.",
+        " a gate per head, output projections that start random. null: as the run turns out to read it.",
     )
     positions: Literal["rope", "alibi", "sinusoidal", "learned", "none"] = Field(
         "rope", description="How order enters: rope, alibi, sinusoidal, learned or none."
@@ -56,7 +56,7 @@ class _NativeConfig(FamilyConfig):
     def build(self, *, vocab_size: int, special_ids: Mapping[str, int] | None = None) -> TransformerConfig:
         """Return the full description for a vocabulary."""
         shape = self.shape()
-        many = self.many_passes
+        many = bool(self.many_passes)
         is_gated = many if self.is_gated is None else self.is_gated
         zero_outputs = not many if self.zero_outputs is None else self.zero_outputs
         width = shape.hidden_size

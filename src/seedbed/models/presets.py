@@ -92,8 +92,11 @@ class FamilyConfig(Config, ABC):
         description="Width of the feed-forward block. null: 4 x hidden_size, or 8/3 of it when gated.",
     )
     max_length: int = Field(512, ge=8, description="Longest row the model can read, tokens.")
-    hidden_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout after sublayers. 0 is better below four passes over the text."
+    hidden_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout after sublayers. null: 0, or 0.1 for a text that is read more than four times.",
     )
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on attention probabilities; costs the fused kernel."
@@ -153,7 +156,7 @@ class FamilyConfig(Config, ABC):
             "num_kv_heads": shape.num_heads,
             "head_dim": shape.hidden_size // shape.num_heads,
             "max_length": self.max_length,
-            "hidden_dropout": self.hidden_dropout,
+            "hidden_dropout": self.hidden_dropout or 0.0,
             "attention_dropout": self.attention_dropout,
             "stochastic_depth": self.stochastic_depth,
             "tie_embeddings": self.tie_embeddings,

@@ -30,7 +30,7 @@ class AdamConfig(OptimizerConfig):
         """Make the optimizer for these parameters."""
         return torch.optim.Adam(
             self.groups(named_parameters),
-            lr=self.learning_rate,
+            lr=self.peak_rate,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
             fused=True,

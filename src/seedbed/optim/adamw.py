@@ -38,7 +38,7 @@ class AdamWConfig(OptimizerConfig):
         if self.is_cautious:
             return CautiousAdamW(groups, beta1=self.beta1, beta2=self.beta2, eps=self.eps)
         return torch.optim.AdamW(
-            groups, lr=self.learning_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
+            groups, lr=self.peak_rate, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
         )
 
 

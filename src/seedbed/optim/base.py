@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 else:
     Schedule = one_of(SCHEDULES, default="warmup_stable_decay")
 
-__all__ = ["OptimizerConfig", "Schedule"]
+__all__ = ["USUAL_DECAY", "OptimizerConfig", "Schedule", "usual_rate"]
+
+USUAL_DECAY = 0.05
+"""Of weights, for a text that is read a few times at most."""
+
+_RATE, _RATE_BATCH = 2e-3, 8192
+
+
+def usual_rate(batch_tokens: float = _RATE_BATCH) -> float:
+    """Return the peak rate for steps of so many tokens: with the square root up to 8,192, constant from there on."""
+    return float(f"{_RATE * min(1.0, batch_tokens / _RATE_BATCH) ** 0.5:.2g}")
 
 
 class OptimizerConfig(Config):
@@ -34,9 +44,17 @@ class OptimizerConfig(Config):
     """The optimizer averages weights itself: another average of them is refused."""
 
     name: str = Field("", description="Which optimizer; see OPTIMIZERS.")
-    learning_rate: float = Field(2e-3, gt=0.0, description="Peak learning rate.")
-    weight_decay: float = Field(
-        0.05, ge=0.0, description="Decoupled decay of matrices; norms and biases never decay."
+    learning_rate: float | None = Field(
+        None,
+        gt=0.0,
+        description="Peak learning rate. null: 2e-3 for steps of 8,192 tokens and more, for smaller ones less by the square root"
+        " of their share.",
+    )
+    weight_decay: float | None = Field(
+        None,
+        ge=0.0,
+        description="Decoupled decay of matrices; norms and biases never decay. null: 0.05, and more for a text that is read more"
+        " than four times.",
     )
     decay_schedule: Literal["constant", "linear", "rate"] = Field(
         "constant",
@@ -64,6 +82,11 @@ class OptimizerConfig(Config):
     base_width: int = Field(256, gt=0, description="Width at which the learning rate was found.")
     schedule: Schedule = Field(default_factory=WarmupStableDecayConfig, description="Rate over the run.")
 
+    @property
+    def peak_rate(self) -> float:
+        """Return the learning rate; where the recipe leaves it open that of large steps."""
+        return usual_rate() if self.learning_rate is None else self.learning_rate
+
     @abstractmethod
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Make the optimizer for these parameters."""
@@ -78,7 +101,7 @@ class OptimizerConfig(Config):
         """Sort the parameters into groups as this section says (`groups.parameter_groups`)."""
         return parameter_groups(
             named_parameters,
-            weight_decay=self.weight_decay,
+            weight_decay=USUAL_DECAY if self.weight_decay is None else self.weight_decay,
             rules=self.rules,
             layer_rate_decay=self.layer_rate_decay,
             width_scaling=self.width_scaling,
@@ -92,7 +115,7 @@ class OptimizerConfig(Config):
 
         `history` holds the validations so far, (steps done, loss) each.
         """
-        return self.learning_rate * self.schedule.factor(step, num_steps, history)
+        return self.peak_rate * self.schedule.factor(step, num_steps, history)
 
     def settings(self, step: int, num_steps: int, history: History = ()) -> dict[str, float]:
         """Return what else is scheduled, for `groups.set_groups`: a pure function, too."""

@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from seedbed.config import Config
 
-__all__ = ["DataConfig", "TrainingConfig"]
+__all__ = ["USUAL_BATCH_TOKENS", "DataConfig", "TrainingConfig"]
+
+USUAL_BATCH_TOKENS = 2048
+"""Of a step where neither the recipe nor the length of its run says more."""
 
 
 class DataConfig(Config):
@@ -51,8 +54,11 @@ class TrainingConfig(Config):
         gt=0.0,
         description="With budget_tokens or budget_steps: cut them when the probe forecasts longer than this.",
     )
-    batch_tokens: int = Field(
-        8192, gt=0, description="Tokens of one optimizer step, in whole rows, over all workers."
+    batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens of one optimizer step, in whole rows, over all workers. null: a 2,000th of the run's tokens, as a"
+        " power of two from 1,024 to 524,288; with budget_steps 2,048 (docs/recipes.md has the measurements).",
     )
     micro_batch_rows: int = Field(
         0,
@@ -151,4 +157,4 @@ class TrainingConfig(Config):
 
     def rows_per_step(self, row_length: int) -> int:
         """Return B, the rows of one optimizer step."""
-        return max(1, self.batch_tokens // row_length)
+        return max(1, (self.batch_tokens or USUAL_BATCH_TOKENS) // row_length)
