@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,31 @@ def test_an_experiment_is_valid_and_explained(path):
         (text,) = recipe.corpus.inputs
         assert (ROOT / text).exists()
     assert len(folders) == len(config.arms) * len(config.seed_list())
+
+
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_a_result_is_one_of_an_experiment_and_names_no_folder(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.stem.partition("-")[0] in {experiment.stem for experiment in EXPERIMENTS}
+    assert path.with_suffix(".png").stat().st_size > 5_000
+    told = json.loads(text)
+    assert {result["arm"] for result in told["results"]} <= set(told["arms"])
+    assert len(told["results"]) >= 2
+    assert not re.search(r'"(/|~/|\.\./)', text)
+
+
+def test_folders_are_taken_out_of_results():
+    spec = importlib.util.spec_from_file_location("publish_result", ROOT / "tools" / "publish_result.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    told = {"inputs": ["/home/me/my text/a.txt.gz", "../b.txt", "b.txt"], "what": "tokens/s, 1 / 2"}
+    assert module.without_folders(told) == {
+        "inputs": ["a.txt.gz", "b.txt", "b.txt"],
+        "what": "tokens/s, 1 / 2",
+    }
 
 
 def test_the_folder_tells_what_it_is():

@@ -1,0 +1,77 @@
+"""Copy what a comparison came to into experiments/results: its JSON, without this machine's folders, and its page as a PNG.
+
+    python tools/publish_result.py runs/batch-masked batch_masked
+
+The picture is taken by Chromium, whose command is --browser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+WIDTH = 900
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder of the comparison")
+    parser.add_argument(
+        "name", help="of the files: the experiment's, and after a hyphen what else there is to say"
+    )
+    parser.add_argument("--browser", default="chromium")
+    parser.add_argument("--height", type=int, default=2400, help="of the picture, at most")
+    options = parser.parse_args()
+    told = without_folders(json.loads((options.out / "compare.json").read_text(encoding="utf-8")))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{options.name}.json").write_text(
+        json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    picture(options.out / "compare.html", RESULTS / f"{options.name}.png", options.browser, options.height)
+
+
+def without_folders(told: Any) -> Any:
+    """Return JSON values in which strings that are paths are names of files alone."""
+    if isinstance(told, dict):
+        return {key: without_folders(value) for key, value in told.items()}
+    if isinstance(told, list):
+        return [without_folders(value) for value in told]
+    if isinstance(told, str) and told.startswith(("/", "~/", "./", "../")):
+        return Path(told).name
+    return told
+
+
+def picture(page: Path, png: Path, browser: str, height: int) -> None:
+    """Draw a page into a PNG, empty room below cut off."""
+    from PIL import Image, ImageChops
+
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "page.png"
+        subprocess.run(  # noqa: S603
+            [
+                browser,
+                *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+                f"--window-size={WIDTH},{height}",
+                f"--screenshot={shot}",
+                page.resolve().as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        image = Image.open(shot).convert("RGB")
+    ground = Image.new("RGB", image.size, image.getpixel((0, 0)))
+    box = ImageChops.difference(image, ground).getbbox()
+    bottom = min(image.height, (box[3] if box else image.height) + 24)
+    image.crop((0, 0, image.width, bottom)).quantize(64).save(png, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
