@@ -9,7 +9,7 @@ import pytest
 
 from seedbed.commands import deciding, pretraining
 from seedbed.commands.console import Console
-from seedbed.commands.settling import asked_tokens, batch_for, settle, settle_as
+from seedbed.commands.settling import asked_tokens, batch_for, filled_in, settle, settle_as
 from seedbed.commands.stages import prepare
 from seedbed.config import load_config, validate
 from seedbed.optim.base import usual_rate
@@ -119,6 +119,14 @@ def test_a_run_says_what_it_filled_in_and_repeats_it(text, tmp_path):
         assert said["requested"][section][key] is None
         assert said["resolved"][section][key] is not None
     assert said["resolved"]["model"]["hidden_dropout"] == 0.1, "the text was read some twenty times"
+    filled = filled_in(said["requested"], said["resolved"])
+    assert filled["model.hidden_dropout"] == 0.1
+    assert set(filled) == {
+        "training.batch_tokens",
+        "optim.learning_rate",
+        "optim.weight_decay",
+        "model.hidden_dropout",
+    }
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["embedding_dropout"] == 0.1
     again = load_config(Recipe, tmp_path / "run" / "recipe.yaml", [f"run={tmp_path / 'again'}"])

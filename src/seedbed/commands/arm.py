@@ -112,6 +112,7 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
             "step_seconds": _step_seconds(run),
             "flops": flops_per_token * summary["tokens"],
             "peak_memory_bytes": _peak_memory(),
+            "filled_in": _filled_in(run),
             "valid": summary["valid"],
             "baselines": summary["baselines"],
             "curve": _curve(run, summary),
@@ -375,6 +376,14 @@ def _tasks(
                 "baseline": told_of["baselines"]["dev"].get(metric),
             }
     return probes, finetunes
+
+
+def _filled_in(run: Path) -> dict[str, Any]:
+    """Return what the arm's recipe left to the length of its run: two arms may differ in less than they seem to."""
+    from seedbed.commands.settling import filled_in
+
+    said = json.loads((run / "pretrain" / "resolved.json").read_text(encoding="utf-8"))
+    return filled_in(said["requested"], said["resolved"])
 
 
 def _step_seconds(run: Path) -> float:

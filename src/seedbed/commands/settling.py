@@ -16,7 +16,7 @@ from seedbed.optim.base import USUAL_DECAY, usual_rate
 from seedbed.recipe import Recipe
 from seedbed.training.config import USUAL_BATCH_TOKENS
 
-__all__ = ["MANY_PASSES", "asked_tokens", "batch_for", "settle", "settle_as"]
+__all__ = ["MANY_PASSES", "asked_tokens", "batch_for", "filled_in", "settle", "settle_as"]
 
 MANY_PASSES = 4.0
 """More passes than these over the text are many: up to four are nearly as good as fresh text (2305.16264)."""
@@ -28,7 +28,7 @@ _OPEN = {
 }
 """Keys that may be left open, by section."""
 
-_STEPS = 2000
+_STEPS = 2500
 _FEWEST, _MOST = 1024, 2**19
 
 
@@ -41,7 +41,7 @@ def asked_tokens(recipe: Recipe) -> float | None:
 
 
 def batch_for(tokens: float) -> int:
-    """Return the tokens of a step for a run of so many: the power of two nearest to a 2,000th of them."""
+    """Return the tokens of a step for a run of so many: the power of two nearest to a 2,500th of them."""
     power = round(math.log2(max(1.0, tokens) / _STEPS))
     return min(_MOST, max(_FEWEST, 1 << max(0, power)))
 
@@ -76,6 +76,16 @@ def settle_as(recipe: Recipe, resolved: Mapping[str, Any]) -> Recipe:
 
 
 _CAUSAL = ("causal_lm", "fill_in_middle", "prefix_lm", "hybrid")
+
+
+def filled_in(requested: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was open among the sections of a run, and the value it was filled in with, by dotted key."""
+    return {
+        f"{section}.{key}": resolved[section][key]
+        for section, keys in _OPEN.items()
+        for key in keys
+        if key in resolved.get(section, {}) and requested[section].get(key) is None
+    }
 
 
 def _filled(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

@@ -343,11 +343,16 @@ def _where(page: Page, outcome: Mapping[str, Any]) -> None:
 def _settings(page: Page, outcome: Mapping[str, Any]) -> None:
     """Show what each arm was, and on which machine."""
     page.section("What was compared")
+    filled = {r["arm"]: r.get("filled_in") or {} for r in outcome["results"]}
     rows = [
-        [arm, ", ".join(f"{k} = {v}" for k, v in _flat(own)) or "the shared recipe"]
+        [
+            arm,
+            ", ".join(f"{k} = {v}" for k, v in _flat(own)) or "the shared recipe",
+            ", ".join(f"{k} = {v}" for k, v in filled.get(arm, {}).items()),
+        ]
         for arm, own in outcome["arms"].items()
     ]
-    page.table(["arm", "sets"], rows)
+    page.table(["arm", "sets", "filled in by the length of the run"], rows)
     reasons = {
         (r["arm"], what, why) for r in outcome["results"] for what, why in (r.get("not_asked") or {}).items()
     }

@@ -57,7 +57,7 @@ class TrainingConfig(Config):
     batch_tokens: int | None = Field(
         None,
         gt=0,
-        description="Tokens of one optimizer step, in whole rows, over all workers. null: a 2,000th of the run's tokens, as a"
+        description="Tokens of one optimizer step, in whole rows, over all workers. null: a 2,500th of the run's tokens, as a"
         " power of two from 1,024 to 524,288; with budget_steps 2,048 (docs/recipes.md has the measurements).",
     )
     micro_batch_rows: int = Field(
