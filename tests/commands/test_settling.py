@@ -42,9 +42,9 @@ def test_rates_follow_the_root_of_small_steps_and_no_further():
 def test_many_passes_are_regularised_and_few_are_not(objective):
     asked = recipe(objective={"name": objective}, training={"budget_tokens": 1_000_000})
     once = settle(asked, tokens=1e6, text_tokens=1_000_000)
-    often = settle(asked, tokens=1e6, text_tokens=60_000)
-    assert once.model.hidden_dropout == 0.0 < often.model.hidden_dropout
-    assert once.optim.weight_decay < often.optim.weight_decay
+    some, often = (settle(asked, tokens=1e6, text_tokens=n) for n in (100_000, 40_000))
+    assert once.model.hidden_dropout == some.model.hidden_dropout == 0.0 < often.model.hidden_dropout
+    assert once.optim.weight_decay < some.optim.weight_decay == often.optim.weight_decay
     assert (once.training.batch_tokens, once.optim.learning_rate) == (
         often.training.batch_tokens,
         often.optim.learning_rate,
@@ -112,13 +112,13 @@ def resolved(run):
 
 
 def test_a_run_says_what_it_filled_in_and_repeats_it(text, tmp_path):
-    asked = toy(text, tmp_path / "run", budget_tokens=60_000)
+    asked = toy(text, tmp_path / "run", budget_tokens=200_000)
     train(asked)
     said = resolved(tmp_path / "run")
     for section, key in OPEN.items():
         assert said["requested"][section][key] is None
         assert said["resolved"][section][key] is not None
-    assert said["resolved"]["model"]["hidden_dropout"] == 0.1, "the text was read some twenty times"
+    assert said["resolved"]["model"]["hidden_dropout"] == 0.1, "the text was read more than twenty times"
     filled = filled_in(said["requested"], said["resolved"])
     assert filled["model.hidden_dropout"] == 0.1
     assert set(filled) == {
@@ -136,8 +136,8 @@ def test_a_run_says_what_it_filled_in_and_repeats_it(text, tmp_path):
 
 
 def test_a_stopped_run_goes_on_with_what_it_was_filled_in_with(text, tmp_path, monkeypatch):
-    train(toy(text, tmp_path / "whole", budget_tokens=60_000))
-    asked = toy(text, tmp_path / "run", budget_tokens=60_000)
+    train(toy(text, tmp_path / "whole", budget_tokens=200_000))
+    asked = toy(text, tmp_path / "run", budget_tokens=200_000)
     with pytest.raises(pretraining.Interrupted):
         train(asked, stop_after=3)
     monkeypatch.setattr(pretraining, "settle", None)  # nothing is chosen anew
@@ -152,14 +152,14 @@ def test_minutes_are_turned_into_tokens_before_the_rest_follows(text, tmp_path, 
     def decide(recipe, setting, evaluate):
         probed.append((recipe.training.batch_tokens, setting.model.config.hidden_dropout))
         plan = plain(recipe, setting, evaluate)
-        return replaced(plan, num_windows=40_000 // (plan.rows_per_step * 16))
+        return replaced(plan, num_windows=200_000 // (plan.rows_per_step * 16))
 
     monkeypatch.setattr(pretraining, "decide", decide)
     train(toy(text, tmp_path / "run", budget_minutes=0.02))
     assert [dropout for _, dropout in probed] == [0.0, 0.1]
     said = resolved(tmp_path / "run")["resolved"]
     assert (said["training"]["batch_tokens"], said["model"]["hidden_dropout"]) == probed[-1]
-    assert said["training"]["budget_steps"] == 40_000 // probed[-1][0]
+    assert said["training"]["budget_steps"] == 200_000 // probed[-1][0]
 
 
 def test_filled_in_keys_come_from_the_run_on_a_resume():

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from seedbed.objectives.combination import entries_of
 from seedbed.optim.base import USUAL_DECAY, usual_rate
 from seedbed.recipe import Recipe
 from seedbed.training.config import USUAL_BATCH_TOKENS
@@ -20,6 +19,11 @@ __all__ = ["MANY_PASSES", "asked_tokens", "batch_for", "filled_in", "settle", "s
 
 MANY_PASSES = 4.0
 """More passes than these over the text are many: up to four are nearly as good as fresh text (2305.16264)."""
+
+_DROPOUT_PASSES = 20.0
+"""More passes than these want dropout; at ten it cost a masked model 0.07 nats and more."""
+
+_MANY_DECAY, _MANY_DROPOUT = 0.3, 0.1
 
 _OPEN = {
     "training": ("batch_tokens",),
@@ -63,19 +67,19 @@ def settle(recipe: Recipe, *, tokens: float | None, text_tokens: int | None) -> 
         "optim": {"learning_rate": usual_rate(batch)},
     }
     if text_tokens is not None:
-        is_many = (tokens or 0.0) > MANY_PASSES * text_tokens
-        is_causal = entries_of(recipe.objective)[0].objective.name in _CAUSAL
-        values["optim"]["weight_decay"] = (0.3 if is_causal else 0.1) if is_many else USUAL_DECAY
-        values["model"] = {"hidden_dropout": 0.1 if is_many else 0.0, "many_passes": is_many}
+        passes = (tokens or 0.0) / max(1, text_tokens)
+        is_many = passes > MANY_PASSES
+        values["optim"]["weight_decay"] = _MANY_DECAY if is_many else USUAL_DECAY
+        values["model"] = {
+            "hidden_dropout": _MANY_DROPOUT if passes > _DROPOUT_PASSES else 0.0,
+            "many_passes": is_many,
+        }
     return _filled(recipe, values)
 
 
 def settle_as(recipe: Recipe, resolved: Mapping[str, Any]) -> Recipe:
     """Return the recipe with its open keys as a run's resolved sections have them."""
     return _filled(recipe, resolved)
-
-
-_CAUSAL = ("causal_lm", "fill_in_middle", "prefix_lm", "hybrid")
 
 
 def filled_in(requested: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class FamilyConfig(Config, ABC):
         None,
         ge=0,
         lt=1,
-        description="Dropout after sublayers. null: 0, or 0.1 for a text that is read more than four times.",
+        description="Dropout after sublayers. null: 0, or 0.1 for a text that is read more than twenty times.",
     )
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout on attention probabilities; costs the fused kernel."

@@ -53,7 +53,7 @@ class OptimizerConfig(Config):
     weight_decay: float | None = Field(
         None,
         ge=0.0,
-        description="Decoupled decay of matrices; norms and biases never decay. null: 0.05, and more for a text that is read more"
+        description="Decoupled decay of matrices; norms and biases never decay. null: 0.05, or 0.3 for a text that is read more"
         " than four times.",
     )
     decay_schedule: Literal["constant", "linear", "rate"] = Field(
