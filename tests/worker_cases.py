@@ -157,7 +157,7 @@ def compare(
 ) -> dict[str, float]:
     """Do the same two steps with whole weights through DDP, and with shared ones; how far apart do they end?"""
     recomputes = options.pop("recomputes", False)
-    options = {"rate": OPTIMIZERS[optim](name=optim).learning_rate / 2, **options}
+    options = {"rate": OPTIMIZERS[optim](name=optim).peak_rate / 2, **options}
     plain, shared = start(family, optim=optim), start(family, optim=optim, sharding=sharding)
     set_recomputing(shared.state.learner, recomputes)
     began = whole(plain)

@@ -190,7 +190,7 @@ def test_another_recipe_in_the_same_folder_is_refused(corpus, tmp_path, monkeypa
     with pytest.raises(pretraining.Interrupted):
         train(data, stop_after=2, monkeypatch=monkeypatch)
     data["optim"] = {"learning_rate": 1e-4}
-    with pytest.raises(IncompatibleError, match=r"optim.learning_rate was 0.002, is 0.0001"):
+    with pytest.raises(IncompatibleError, match=r"optim.learning_rate was null, is 0.0001"):
         train(data)
 
 
