@@ -201,3 +201,15 @@ def test_a_chart_of_its_own_is_xml_with_its_legend_and_colours():
     assert top < 0  # the legend stands above the chart
     assert "prefers-color-scheme:dark" in text
     assert ".s0{stroke:var(--s0)}" in text
+
+
+@pytest.mark.parametrize("count", [6, 7, 15])
+def test_as_many_lines_as_a_page_has_look_different(count: int) -> None:
+    lines = [Series(f"arm {n}", [(1, float(n)), (2, float(n))]) for n in range(count)]
+    classes = [
+        p.get("class") for p in _svg(_chart(series=lines)).iter("path") if "series" in p.get("class", "")
+    ]
+    assert len(classes) == len(set(classes)) == count
+    drawn = ElementTree.fromstring(svg(_chart(series=lines)))
+    keys = [p.get("class") for p in drawn.iter() if "series" in p.get("class", "")]
+    assert sorted(keys) == sorted([*classes, *classes])  # the line, and its key in the legend

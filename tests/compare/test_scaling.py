@@ -53,6 +53,10 @@ def test_probes_on_the_plateau_spoil_no_forecast():
         Probe(1e6, d, loss(1e6, d), 5.5) for d in (1e6, 4e6)
     ]
     assert not fit_curve(few).left_out, "too few would remain"
+    assert len(fit_curve(few).used) == 4
+    assert set(seeing.used) | set(seeing.left_out) == {
+        Probe(p.parameters, p.tokens, p.loss, 5.5) for p in (*left, *stuck)
+    }
 
 
 def test_further_away_is_less_sure_and_so_is_noisier():

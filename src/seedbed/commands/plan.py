@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   seedbed plan recipe.yaml --minutes 60 --check runs/wiki-en          forecast and outcome of a finished run"""
 
 _LENGTHS = 4
-"""Probes of a preset: the largest, and halves of it."""
+"""Probes of a preset: the largest, and halves of it. Where fewer of them got below the bigram, the roots between are run too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
     speeds = _speeds(options, recipe, presets, console)
     config = _probes(options, recipe, presets, speeds)
     code = _train(options, config, console)
+    if not code and (denser := _denser(options, recipe, config)) is not config:
+        console.note("some probes did not get below the bigram; more of the longer ones follow")
+        config = denser
+        code = _train(options, config, console)
     if code:
         return code
     plan = _planned(options, recipe, config, speeds)
@@ -92,12 +96,39 @@ def _probes(
     for preset in presets:
         most = speeds[preset] * 60 * options.minutes / options.largest
         for halves in range(_LENGTHS):
-            tokens = max(1, round(most / 2**halves))
-            arms[f"{preset}-{tokens}"] = {
-                "model": {"preset": preset},
-                "training": {"budget_tokens": tokens},
-            }
+            arms |= _probe(preset, most / 2**halves)
     return _comparison(options, recipe, arms, options.out, options.seeds)
+
+
+def _probe(preset: str, tokens: float) -> dict[str, Any]:
+    whole = max(1, round(tokens))
+    return {f"{preset}-{whole}": {"model": {"preset": preset}, "training": {"budget_tokens": whole}}}
+
+
+def _denser(options: argparse.Namespace, recipe: Recipe, config: CompareConfig) -> CompareConfig:
+    """Return the probes with those between the lengths that got below the bigram; the same ones where enough of them did.
+
+    On a text whose bigram is hard to beat, halves of the largest probe are soon too short to say anything of the curve.
+    """
+    extra: dict[str, Any] = {}
+    by_preset: dict[str, dict[float, bool]] = {}
+    for (arm, _), result in _results(config).items():
+        bigram = result["baselines"].get("bigram")
+        is_past = bigram is None or result["valid"]["loss"] < bigram
+        lengths = by_preset.setdefault(arm.partition("-")[0], {})
+        asked = float(config.arms[arm]["training"]["budget_tokens"])
+        lengths[asked] = is_past and lengths.get(asked, True)
+    for preset, lengths in by_preset.items():
+        failed = max((length for length, is_past in lengths.items() if not is_past), default=0.0)
+        if not failed:
+            continue
+        for halves in range(_LENGTHS - 1):
+            between = max(lengths) / 2 ** (halves + 0.5)
+            if between > failed:
+                extra |= _probe(preset, between)
+    if not extra:
+        return config
+    return _comparison(options, recipe, {**config.arms, **extra}, options.out, options.seeds)
 
 
 def _comparison(
@@ -247,6 +278,11 @@ def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
 
 
 def _said_of_the_plateau(curve: Curve) -> list[str]:
+    if on_it := [p for p in curve.used if p.loss >= p.bigram]:
+        return [
+            f"{len(on_it)} of the {len(curve.used)} probes did not get below the bigram, and too few did: runs that short follow"
+            " no curve yet, and the truth may well lie outside the interval. Give a smaller --largest, or more minutes."
+        ]
     if not curve.left_out:
         return []
     lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in curve.left_out)
@@ -314,8 +350,8 @@ def _advice(
         )
     if best["epochs"] > 4:
         said.append(
-            f"{best['epochs']:.0f} passes are many: raise dropout and weight decay, and trust the forecast less than its interval"
-            " says, for no probe has read the text so often."
+            f"{best['epochs']:.0f} passes are many (the run will decay its weights more for that): trust the forecast less"
+            " than its interval says, for no probe has read the text so often."
         )
     if held_out is not None:
         inside = held_out["low"] <= held_out["loss"] <= held_out["high"]

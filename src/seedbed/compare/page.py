@@ -344,6 +344,7 @@ def _settings(page: Page, outcome: Mapping[str, Any]) -> None:
     """Show what each arm was, and on which machine."""
     page.section("What was compared")
     filled = {r["arm"]: r.get("filled_in") or {} for r in outcome["results"]}
+    header = ["arm", "sets", "filled in by the length of the run"]
     rows = [
         [
             arm,
@@ -352,7 +353,8 @@ def _settings(page: Page, outcome: Mapping[str, Any]) -> None:
         ]
         for arm, own in outcome["arms"].items()
     ]
-    page.table(["arm", "sets", "filled in by the length of the run"], rows)
+    columns = 3 if any(filled.values()) else 2
+    page.table(header[:columns], [row[:columns] for row in rows])
     reasons = {
         (r["arm"], what, why) for r in outcome["results"] for what, why in (r.get("not_asked") or {}).items()
     }

@@ -86,6 +86,7 @@ class Curve:
         scale: (N0, D0).
         unique: U, or None.
         reuse: R.
+        used: probes the curves were fitted to; all of them where too few are past the plateau.
         left_out: probes that are still on the plateau.
     """
 
@@ -100,6 +101,7 @@ class Curve:
     scale: tuple[float, float]
     unique: float | None
     reuse: float
+    used: tuple[Probe, ...] = ()
     left_out: tuple[Probe, ...] = ()
 
     def at(self, parameters: float, tokens: float) -> Array:
@@ -185,6 +187,7 @@ def fit_curve(
         scale=scale,
         unique=unique,
         reuse=reuse,
+        used=tuple(used),
         left_out=left_out,
     )
 

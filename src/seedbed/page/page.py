@@ -29,6 +29,7 @@ __all__ = [
 WIDTH, _HEIGHT = 760, 330
 _TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
+_HUES = 6
 _MAX_POINTS = 1200  # of one line; more cannot be told apart at this width
 
 _COLORS = """
@@ -45,7 +46,7 @@ svg text{font-size:12px;fill:var(--soft);font-family:inherit}svg .ref{fill:var(-
 .series{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.faint{stroke-width:1;opacity:.4}
 .mark{stroke:var(--page);stroke-width:1.2}.whisker{stroke:var(--soft);stroke-width:1.6}.raw{fill:var(--soft);opacity:.55}
 .name{fill:var(--ink);paint-order:stroke;stroke:var(--page);stroke-width:3px}
-.front{fill:none;stroke:var(--s2);stroke-width:1.4;stroke-dasharray:6 3}
+.front{fill:none;stroke:var(--s2);stroke-width:1.4;stroke-dasharray:6 3}.dashed{stroke-dasharray:8 4}.dotted{stroke-dasharray:1 5}
 """ + "".join(f".s{i}{{stroke:var(--s{i})}}.m{i}{{fill:var(--s{i})}}" for i in range(6))
 
 _STYLE = (
@@ -93,7 +94,7 @@ class Series:
         points: (x, y) in ascending x.
         has_markers: also draw each point; its values show when pointed at.
         is_faint: thin and pale, for the raw values behind a smoothed line.
-        color: index of the colour, 0 to 5; None takes the next free one.
+        color: index of the colour, 0 to 5; None takes the next free one, dashed and then dotted once all six are in use.
     """
 
     name: str
@@ -233,7 +234,8 @@ def svg(chart: Chart) -> str:
             x = float(_LEFT)
         y = 18 * (len(rows) - 1)
         rows[-1].append(
-            f'<path class="series s{color}" d="M{x:.1f} {y}h24"/><text x="{x + 30:.1f}" y="{y + 4}">{escape(series.name)}</text>'
+            f'<path class="{_stroke(series, color)}" d="M{x:.1f} {y}h24"/>'
+            f'<text x="{x + 30:.1f}" y="{y + 4}">{escape(series.name)}</text>'
         )
         x += width
     height = 18 * len(rows)
@@ -401,10 +403,9 @@ def _line(
         if series.has_markers:
             tip = f"{series.name}: {format_number(y, digits=4)} ({chart.x_label} {format_number(x)})"
             marks.append(
-                f'<circle class="mark m{color}" cx="{px:.1f}" cy="{py:.1f}" r="3.6"><title>{escape(tip)}</title></circle>'
+                f'<circle class="mark m{color % _HUES}" cx="{px:.1f}" cy="{py:.1f}" r="3.6"><title>{escape(tip)}</title></circle>'
             )
-    faint = " faint" if series.is_faint else ""
-    yield f'<path class="series s{color}{faint}" d="{"".join(path)}"/>'
+    yield f'<path class="{_stroke(series, color)}" d="{"".join(path)}"/>'
     yield from marks
 
 
@@ -444,15 +445,21 @@ def _fits(value: float, is_log: bool) -> bool:
 
 
 def _colors(series: Sequence[Series]) -> list[int]:
+    """Return the colour of each line, plus six for one that is dashed and twelve for one that is dotted."""
     taken = {s.color for s in series if s.color is not None}
-    free = iter([i for i in range(6) if i not in taken] + [i % 6 for i in range(len(series))])
-    return [s.color % 6 if s.color is not None else next(free) for s in series]
+    free = iter([i for i in range(_HUES) if i not in taken] + list(range(_HUES, _HUES + len(series))))
+    return [s.color % _HUES if s.color is not None else next(free) for s in series]
+
+
+def _stroke(series: Series, color: int) -> str:
+    """Return the classes of a line."""
+    dashes = ("", " dashed", " dotted")[min(color // _HUES, 2)]
+    return f"series s{color % _HUES}{dashes}{' faint' if series.is_faint else ''}"
 
 
 def _key(series: Series, color: int) -> str:
-    faint = " faint" if series.is_faint else ""
-    mark = f'<circle class="mark m{color}" cx="12" cy="5" r="3.6"/>' if series.has_markers else ""
-    return f'<svg viewBox="0 0 24 10" aria-hidden="true"><path class="series s{color}{faint}" d="M1 5H23"/>{mark}</svg>'
+    mark = f'<circle class="mark m{color % _HUES}" cx="12" cy="5" r="3.6"/>' if series.has_markers else ""
+    return f'<svg viewBox="0 0 24 10" aria-hidden="true"><path class="{_stroke(series, color)}" d="M1 5H23"/>{mark}</svg>'
 
 
 def _reference_text(reference: Reference) -> str:
