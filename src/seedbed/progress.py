@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Progress", "duration", "silent"]
 
 
 class Progress(Protocol):
@@ -23,3 +23,13 @@ class Progress(Protocol):
 
 def silent(phase: str, *, done: int, total: int | None, unit: str) -> None:
     """Ignore progress."""
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -19,10 +19,12 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from seedbed.progress import duration
+
 if TYPE_CHECKING:
     from seedbed.recipe import Recipe
 
-__all__ = ["Console", "add_recipe_arguments", "duration", "quantity", "read_recipe"]
+__all__ = ["Console", "add_recipe_arguments", "quantity", "read_recipe"]
 
 _PLAIN_SECONDS = 10.0
 
@@ -134,13 +136,3 @@ def quantity(value: float, unit: str) -> str:
         if value >= size:
             return f"{value / (1e3 if size == 1e4 else size):.1f}{name} {unit}"
     return f"{value:,.0f} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people: 45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import signal
 
-from seedbed.commands.console import Console, duration
+from seedbed.commands.console import Console
+from seedbed.progress import duration
 
 EXAMPLES = """examples:
   seedbed demo

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seedbed.commands.console import Console, duration
+from seedbed.commands.console import Console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from seedbed.compare.config import CompareConfig
-    from seedbed.compare.scaling import Curve, Probe
     from seedbed.recipe import Recipe
 
 EXAMPLES = """examples:
@@ -58,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Probe, fit, forecast, advise; check what is finished."""
     from seedbed.commands.console import read_recipe
+    from seedbed.compare.planning import check, make_plan
     from seedbed.errors import ConfigError
     from seedbed.models.presets import PRESETS
 
@@ -82,9 +81,10 @@ def run(options: argparse.Namespace) -> int:
         code = _train(options, config, console)
     if code:
         return code
-    plan = _planned(options, recipe, config, speeds)
+    results = _finished(config)
+    plan = make_plan(results, speeds, options.minutes)
     for path in options.check or ():
-        plan["checks"].append(_checked(plan, path))
+        plan["checks"].append(check(plan, path))
     return _tell(options, plan, console)
 
 
@@ -110,12 +110,14 @@ def _denser(options: argparse.Namespace, recipe: Recipe, config: CompareConfig) 
 
     On a text whose bigram is hard to beat, halves of the largest probe are soon too short to say anything of the curve.
     """
+    from seedbed.compare.planning import preset_of
+
     extra: dict[str, Any] = {}
     by_preset: dict[str, dict[float, bool]] = {}
     for (arm, _), result in _results(config).items():
         bigram = result["baselines"].get("bigram")
         is_past = bigram is None or result["valid"]["loss"] < bigram
-        lengths = by_preset.setdefault(arm.partition("-")[0], {})
+        lengths = by_preset.setdefault(preset_of(arm), {})
         asked = float(config.arms[arm]["training"]["budget_tokens"])
         lengths[asked] = is_past and lengths.get(asked, True)
     for preset, lengths in by_preset.items():
@@ -206,247 +208,34 @@ def _results(config: CompareConfig) -> dict[tuple[str, int], dict[str, Any]]:
     return results_of(config)
 
 
-def _planned(
-    options: argparse.Namespace, recipe: Recipe, config: CompareConfig, speeds: Mapping[str, float]
-) -> dict[str, Any]:
-    """Fit the curve and forecast every preset.
+def _finished(config: CompareConfig) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what the probes came to.
 
     Raises:
-        DataError: a probe failed, or the probes say too little.
+        DataError: one failed.
     """
-    from seedbed.compare.scaling import REUSE, fit_curve
     from seedbed.errors import DataError
 
     results = _results(config)
-    probes = [
-        {
-            "arm": arm,
-            "seed": seed,
-            "preset": arm.partition("-")[0],
-            "active": r["flops"] / max(1, r["tokens"]) / 6,
-            "tokens": r["tokens"],
-            "loss": r["valid"]["loss"],
-            "bigram": r["baselines"].get("bigram"),
-            "unique": r["train_tokens"],
-        }
-        for (arm, seed), r in results.items()
-    ]
-    if failed := [arm for arm in config.arms if arm not in {p["arm"] for p in probes}]:
+    if failed := [arm for arm in config.arms if arm not in {name for name, _ in results}]:
         raise DataError(
             f"{len(failed)} of {len(config.arms)} probes could not be run ({failed[0]}); what they said stands above.",
             hint="give the same command again, or leave a size out with --presets",
         )
-    unique = float(probes[0]["unique"])
-    kind = next(str(r["kind"]) for r in results.values())
-    reuse = REUSE["causal" if kind == "causal" else "masked"]
-    curve = fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
-    held_out = _largest_from_the_rest(probes, unique, reuse)
-    forecasts = {}
-    for preset in sorted({p["preset"] for p in probes}, key=lambda x: -speeds[x]):
-        active = next(p["active"] for p in probes if p["preset"] == preset)
-        tokens = speeds[preset] * 60 * options.minutes
-        found = curve.forecast(active, tokens)
-        forecasts[preset] = {
-            "tokens": round(tokens),
-            "epochs": tokens / unique,
-            "tokens_per_second": speeds[preset],
-            "loss": found.loss,
-            "low": found.low,
-            "high": found.high,
-            "active": active,
-        }
-    return {
-        "minutes": options.minutes,
-        "unique_tokens": unique,
-        "reuse": reuse,
-        "probes": probes,
-        "forecasts": forecasts,
-        "held_out": held_out,
-        "curve": _drawn(curve, probes, forecasts),
-        "advice": _advice(forecasts, options.minutes, held_out) + _said_of_the_plateau(curve),
-        "checks": [],
-    }
-
-
-def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
-    from seedbed.compare.scaling import Probe
-
-    return [
-        Probe(p["active"], p["tokens"], p["loss"], math.inf if p["bigram"] is None else p["bigram"])
-        for p in probes
-    ]
-
-
-def _said_of_the_plateau(curve: Curve) -> list[str]:
-    if on_it := [p for p in curve.used if p.loss >= p.bigram]:
-        return [
-            f"{len(on_it)} of the {len(curve.used)} probes did not get below the bigram, and too few did: runs that short follow"
-            " no curve yet, and the truth may well lie outside the interval. Give a smaller --largest, or more minutes."
-        ]
-    if not curve.left_out:
-        return []
-    lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in curve.left_out)
-    return [
-        f"Left out of the curve are the probes of {lengths} tokens: they did not get below the bigram, and a run that short"
-        " follows no curve yet."
-    ]
-
-
-def _largest_from_the_rest(
-    probes: Sequence[Mapping[str, Any]], unique: float, reuse: float
-) -> dict[str, Any] | None:
-    """Forecast the longest probe from those half as long and shorter: the error there can be seen now."""
-    from seedbed.compare.scaling import fit_curve
-    from seedbed.errors import DataError
-
-    longest = max(probes, key=lambda p: p["tokens"] * p["active"])
-    rest = [p for p in probes if p["preset"] != longest["preset"] or p["tokens"] < longest["tokens"]]
-    try:
-        curve = fit_curve(_as_probes(rest), unique=unique, reuse=reuse)
-    except DataError:
-        return None
-    found = curve.forecast(longest["active"], longest["tokens"])
-    return {
-        "arm": longest["arm"],
-        "loss": longest["loss"],
-        "forecast": found.loss,
-        "low": found.low,
-        "high": found.high,
-        "error": found.loss - longest["loss"],
-    }
-
-
-def _drawn(
-    curve: Curve, probes: Sequence[Mapping[str, Any]], forecasts: Mapping[str, Any]
-) -> dict[str, list[list[float]]]:
-    """Return points of each preset's curve: tokens, median, low, high."""
-    lines = {}
-    for preset, told in forecasts.items():
-        first = min(p["tokens"] for p in probes if p["preset"] == preset)
-        points = []
-        for share in range(25):
-            tokens = first * (told["tokens"] / first) ** (share / 24)
-            found = curve.forecast(told["active"], tokens)
-            points.append([tokens, found.loss, found.low, found.high])
-        lines[preset] = points
-    return lines
-
-
-def _advice(
-    forecasts: Mapping[str, Mapping[str, Any]], minutes: float, held_out: Mapping[str, Any] | None
-) -> list[str]:
-    """Put the forecasts into words."""
-    order = sorted(forecasts, key=lambda p: forecasts[p]["loss"])
-    best = forecasts[order[0]]
-    said = [
-        f"In {duration(60 * minutes)} {order[0]} reads {best['tokens'] / 1e6:.1f} M tokens, {best['epochs']:.1f} passes over"
-        f" the text, and ends near {best['loss']:.2f} (90 %: {best['low']:.2f} to {best['high']:.2f})."
-    ]
-    close = [p for p in order[1:] if forecasts[p]["loss"] < best["high"]]
-    if close:
-        smaller = min([order[0], *close], key=lambda p: forecasts[p]["active"])
-        said.append(
-            f"{', '.join(close)} may do as well; {smaller} is the smallest of them, and the cheapest to use afterwards."
-        )
-    if best["epochs"] > 4:
-        said.append(
-            f"{best['epochs']:.0f} passes are many (the run will decay its weights more for that): trust the forecast less"
-            " than its interval says, for no probe has read the text so often."
-        )
-    if held_out is not None:
-        inside = held_out["low"] <= held_out["loss"] <= held_out["high"]
-        said.append(
-            f"Tried on what is known: the largest probe was forecast at {held_out['forecast']:.3f} from the smaller ones and came"
-            f" to {held_out['loss']:.3f}, {'inside' if inside else 'OUTSIDE'} its interval."
-        )
-    return said
-
-
-def _checked(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return forecast and outcome of a finished run."""
-    from seedbed.artifact import read_json
-    from seedbed.compare.scaling import fit_curve
-    from seedbed.errors import DataError, IncompatibleError
-
-    try:
-        summary = read_json(path / "summary.json")
-        resolved = json.loads((path / "pretrain" / "resolved.json").read_text(encoding="utf-8"))["resolved"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is no finished run.", hint="name the folder of a run that ended") from error
-    preset = str(resolved["model"]["preset"])
-    if preset not in plan["forecasts"]:
-        raise IncompatibleError(
-            f"{path} is of preset {preset}, which has no probes here.", hint=f"--presets {preset}"
-        )
-    curve = fit_curve(_as_probes(plan["probes"]), unique=plan["unique_tokens"], reuse=plan["reuse"])
-    found = curve.forecast(plan["forecasts"][preset]["active"], float(summary["tokens"]))
-    largest = max(p["tokens"] for p in plan["probes"] if p["preset"] == preset)
-    return {
-        "run": str(path),
-        "preset": preset,
-        "tokens": summary["tokens"],
-        "times_the_largest_probe": summary["tokens"] / largest,
-        "loss": summary["valid"]["loss"],
-        "forecast": found.loss,
-        "low": found.low,
-        "high": found.high,
-        "error": found.loss - summary["valid"]["loss"],
-        "is_inside": found.low <= summary["valid"]["loss"] <= found.high,
-    }
+    return results
 
 
 def _tell(options: argparse.Namespace, plan: dict[str, Any], console: Console) -> int:
     """Print and write the plan."""
     from seedbed.artifact import write_json, write_text
-    from seedbed.page import Chart, Page, Series
+    from seedbed.compare.planning import check_rows, overview, plan_page
 
-    rows = [
-        [
-            preset,
-            f"{told['tokens'] / 1e6:.1f} M",
-            f"{told['epochs']:.1f}",
-            f"{told['loss']:.3f}",
-            f"{told['low']:.3f} to {told['high']:.3f}",
-        ]
-        for preset, told in sorted(plan["forecasts"].items(), key=lambda item: item[1]["loss"])
-    ]
-    header = ["preset", "tokens", "passes", "forecast", "90 %"]
+    header, rows = overview(plan)
     console.table(rows, header=header)
-    checks = [
-        [
-            c["run"],
-            f"{c['times_the_largest_probe']:.1f}",
-            f"{c['forecast']:.3f} ({c['low']:.3f} to {c['high']:.3f})",
-            f"{c['loss']:.3f}",
-            f"{c['error']:+.3f}, {'inside' if c['is_inside'] else 'outside'}",
-        ]
-        for c in plan["checks"]
-    ]
-    checks_header = ["run", "times the largest probe", "forecast", "outcome", "error"]
-    if checks:
-        console.table(checks, header=checks_header)
-    page = Page(f"Plan for {duration(60 * plan['minutes'])}", lead="Forecast from small probes.")
-    page.section("Advice")
-    page.text(*plan["advice"])
-    page.table(header, rows, align="lrrrr")
-    page.section("Curves")
-    series = []
-    for number, (preset, points) in enumerate(plan["curve"].items()):
-        color = number % 6
-        series.append(Series(f"{preset}, forecast", [(x, y) for x, y, _, _ in points], color=color))
-        for name, place in (("low", 2), ("high", 3)):
-            series.append(
-                Series(f"{preset}, {name}", [(p[0], p[place]) for p in points], is_faint=True, color=color)
-            )
-        probed = sorted((p["tokens"], p["loss"]) for p in plan["probes"] if p["preset"] == preset)
-        series.append(Series(f"{preset}, probes", probed, has_markers=True, color=color))
-    page.line_chart(
-        Chart("Loss at the end of a run", "tokens read", "validation loss (nats)", series, is_log_x=True)
-    )
-    if checks:
-        page.section("Forecast and outcome")
-        page.table(checks_header, checks, align="lrrrr")
+    if plan["checks"]:
+        header, rows = check_rows(plan)
+        console.table(rows, header=header)
     write_json(options.out / "plan.json", plan)
-    write_text(options.out / "plan.html", page.html())
+    write_text(options.out / "plan.html", plan_page(plan))
     console.result(plan, text="\n".join([*plan["advice"], f"page: {options.out / 'plan.html'}"]))
     return 0

@@ -6,7 +6,8 @@ import argparse
 import signal
 from contextlib import ExitStack
 
-from seedbed.commands.console import Console, add_recipe_arguments, duration, read_recipe
+from seedbed.commands.console import Console, add_recipe_arguments, read_recipe
+from seedbed.progress import duration
 
 EXAMPLES = """examples:
   seedbed pretrain recipe.yaml training.budget_minutes=20

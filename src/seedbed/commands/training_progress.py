@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 
 from seedbed.commands.assembly import Setting
-from seedbed.commands.console import Console, duration, quantity
+from seedbed.commands.console import Console, quantity
+from seedbed.progress import duration
 from seedbed.recipe import Recipe
 from seedbed.training.budget import Plan
 from seedbed.training.hooks import (
