@@ -5,9 +5,10 @@ import rjieba
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from seedbed.data.marks import SENTENCE, SPECIAL, WORD, mark_tokens, sentence_starts
+from seedbed.data.marks import SENTENCE, SPECIAL, WORD, mark_tokens
 from seedbed.tokenizer.chinese import HAN_RUN
 from seedbed.tokenizer.learn import ALGORITHMS
+from seedbed.tokenizer.sentences import sentence_starts, sentences
 from seedbed.tokenizer.special import special_tokens
 from seedbed.tokenizer.tokenizer import Tokenizer
 
@@ -56,6 +57,7 @@ def test_sentences(example: str) -> None:
     text = example.replace("|", "")
     expected = [at - count for count, at in enumerate(i for i, c in enumerate(example) if c == "|")]
     assert sentence_starts(text) == expected, [text[at:] for at in sentence_starts(text)]
+    assert sentences(text) == [part.strip() for part in example.split("|")]
 
 
 @given(st.text(alphabet="aA .!?…。！“”)1天\n", max_size=80))

@@ -225,3 +225,23 @@ def test_the_known_tasks_read_whole(data_dir, name):
     assert task.num_rejected <= 2 + 0.01 * train, list(task.rejected)[:5]
     if classes:
         assert min(task.label_counts("train").values()) > 0
+
+
+def test_each_sentence_of_a_line_is_a_text(tmp_path):
+    write(tmp_path / "a.txt", "One. Two!\n\n三。 四！\n")
+    write(tmp_path / "b.txt.gz", "Dr. Five goes on.\n")
+    labels = {"a.txt": "a", "b.txt.gz": "b"}
+    task = config(tmp_path, train=list(labels), dev=list(labels), format="sentences", file_labels=labels)
+    found = [(e.text, e.label, e.line) for e in read_task(task).splits["train"]]
+    a = [("One.", "a", 1), ("Two!", "a", 1), ("三。", "a", 3), ("四！", "a", 3)]
+    assert found == [*a, ("Dr. Five goes on.", "b", 1)]
+
+
+@pytest.mark.parametrize(("name", "books"), [("books-en", 6), ("books-zh", 2)])
+def test_tasks_that_ship_need_no_files(tmp_path, name, books):
+    data = read_task(TASKS[name].inside(tmp_path))
+    assert len(data.labels) == books
+    assert {e.label for e in data.splits["dev"]} == set(data.labels)
+    assert 0.08 < len(data.splits["dev"]) / (len(data.splits["train"]) + len(data.splits["dev"])) < 0.12
+    assert not {e.text for e in data.splits["dev"]} & {e.text for e in data.splits["train"]}
+    assert not data.rejected

@@ -1,4 +1,4 @@
-"""Read labelled examples from the files people have: TSV, CSV, JSON lines, one text a line; each also .gz or .zst.
+"""Read labelled examples from the files people have: TSV, CSV, JSON lines, plain lines or sentences; each also .gz or .zst.
 
 A `TaskConfig` says where they are and which column means what; `read_task` gives the examples of its splits, the order of
 the classes, and every line that was left out with its reason. The layouts of public data sets are in `known.py`.
@@ -22,6 +22,7 @@ from seedbed.corpus.readers import Limits, delimited_fields
 from seedbed.corpus.rejects import Reject
 from seedbed.corpus.sources import Format, Source, WrongEndingError, format_of, open_source
 from seedbed.errors import TaskError
+from seedbed.tokenizer.sentences import sentences
 
 __all__ = [
     "SPLITS",
@@ -70,8 +71,10 @@ class TaskConfig(Config):
         lt=1.0,
         description="Without dev files: share of the training examples kept out for it, chosen by hash of the text.",
     )
-    format: Literal["auto", "tsv", "csv", "jsonl", "lines"] = Field(
-        "auto", description="auto: by the file's ending (.tsv, .csv, .jsonl; .txt is lines: one text a line)."
+    format: Literal["auto", "tsv", "csv", "jsonl", "lines", "sentences"] = Field(
+        "auto",
+        description="auto: by the file's ending (.tsv, .csv, .jsonl; .txt is lines: one text a line). sentences: each sentence"
+        " of a line is a text.",
     )
     has_header: bool = Field(True, description="TSV and CSV: the first line names the columns.")
     quoting: Literal["auto", "csv", "none"] = Field(
@@ -88,7 +91,8 @@ class TaskConfig(Config):
         default_factory=dict, description="What files write -> class name, where they differ."
     )
     file_labels: dict[str, str] = Field(
-        default_factory=dict, description="Format lines: the class of all texts of a file, by file."
+        default_factory=dict,
+        description="Formats lines and sentences: the class of all texts of a file, by file.",
     )
     metrics: list[str] = Field(
         default_factory=list,
@@ -305,7 +309,7 @@ def _records(config: TaskConfig, path: Path, rejects: _Rejects) -> Iterator[tupl
     if not kind:
         raise TaskError(
             f"{path}: the ending says no format of a task.",
-            hint="set task.format to tsv, csv, jsonl or lines",
+            hint="set task.format to tsv, csv, jsonl, lines or sentences",
         )
     source, limits = Source(str(path), path, "txt"), Limits()
     try:
@@ -313,13 +317,16 @@ def _records(config: TaskConfig, path: Path, rejects: _Rejects) -> Iterator[tupl
             lines = read_lines(
                 str(path), stream, raw, limits.max_line_bytes, rejects.report, lambda done: None
             )
-            if kind == "lines":
+            if kind in ("lines", "sentences"):
                 label = config.file_labels.get(str(path))
                 if label is None:
                     raise TaskError(
                         f"{path} holds texts without labels.", hint=f"set task.file_labels[{str(path)!r}]"
                     )
-                yield from ((number, line, None, label) for number, line in lines if line.strip())
+                for number, line in lines:
+                    for text in sentences(line) if kind == "sentences" else [line]:
+                        if text.strip():
+                            yield number, text, None, label
             elif kind == "jsonl":
                 yield from _json_records(config, str(path), lines, rejects)
             else:

@@ -1,12 +1,14 @@
 """The layouts of public data sets, relative to a data folder the user gives; one line each makes a task known by name.
 
-The files themselves are not ours to ship. Their sources and licences are in docs/finetuning.md.
+The files themselves are not ours to ship. Their sources and licences are in docs/finetuning.md. Two tasks need none: they are
+made of the books that come with the package.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from seedbed.corpus.bundled import bundled_corpus
 from seedbed.tasks.formats import TaskConfig
 
 __all__ = ["TASKS"]
@@ -17,6 +19,14 @@ def _fewclue(name: str, **more: Any) -> TaskConfig:
     names = ("train_few_all", "dev_few_all", "test_public")
     train, dev, test = ([f"fewclue/{name}/{part}.json.gz"] for part in names)
     return TaskConfig(name=name, train=train, dev=dev, test=test, format="jsonl", **more)
+
+
+def _books(name: str, language: Literal["en", "zh"]) -> TaskConfig:
+    """Which book of the bundled corpus a sentence is from."""
+    files = {
+        str(path): path.name.partition(".")[0] for path in sorted(bundled_corpus(language).glob("*.txt.gz"))
+    }
+    return TaskConfig(name=name, train=list(files), format="sentences", file_labels=files)
 
 
 def _stsb(language: str) -> TaskConfig:
@@ -37,6 +47,8 @@ _PAIR = {"text": "sentence1", "text_pair": "sentence2"}
 _FEELING = {"labels": ["negative", "positive"], "label_map": {"0": "negative", "1": "positive"}}
 
 _ALL = (
+    _books("books-en", "en"),
+    _books("books-zh", "zh"),
     TaskConfig(name="sst2", train=["sst2/train.tsv.gz"], dev=["sst2/dev.tsv"], text="sentence", **_FEELING),
     TaskConfig(
         name="cola",
