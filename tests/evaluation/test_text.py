@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seedbed.batch import Batch
 from seedbed.data.memory import TextTokens
 from seedbed.errors import DataError
+from seedbed.evaluation.slices import TokenLosses, by_slice, count_tokens, vocabulary_slices
 from seedbed.evaluation.text import choose_documents, evaluate_texts, pseudo_log_likelihood
 from seedbed.models.bert import BertConfig
 from seedbed.models.gpt2 import GPT2Config
@@ -224,3 +225,18 @@ def test_no_text_is_an_error(name: str, texts: list[str], tokenizer: Tokenizer) 
     objective, modules = _parts(name, tokenizer)
     with pytest.raises(DataError):
         evaluate_texts(objective, modules, texts, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "causal_lm"])
+def test_slices_of_the_vocabulary_add_up_to_the_loss(name: str, tokenizer: Tokenizer) -> None:
+    objective, modules = _parts(name, tokenizer)
+    found = TokenLosses(tokenizer.vocab_size)
+    told = evaluate_texts(objective, modules, TEXTS, tokenizer, max_pll_tokens=0, by_token=found)
+    stream = TextTokens(TEXTS, tokenizer)
+    counts = count_tokens(stream, tokenizer.vocab_size)
+    assert counts.sum() == stream.num_tokens
+    for parts in by_slice(found, vocabulary_slices(tokenizer, counts)).values():
+        targets = sum(part["targets"] for part in parts.values())
+        assert targets == told["scores"]["targets"]
+        loss = sum(part["loss"] * part["targets"] for part in parts.values()) / targets
+        assert loss == pytest.approx(told["scores"]["loss"], rel=1e-6)

@@ -209,10 +209,11 @@ def _likelihood(
     """Score the validation text by the objective of the model's kind, if it has a likelihood."""
     from seedbed.commands.judging import head_and_trunk, text_objective
     from seedbed.corpus.pipeline import iter_documents
+    from seedbed.evaluation.slices import TokenLosses, by_slice, count_tokens, vocabulary_slices
     from seedbed.evaluation.text import evaluate_texts
     from seedbed.objectives import Vocabulary
 
-    none = {"kind": "none", "likelihood": None, "likelihood_unit": "", "text": None}
+    none = {"kind": "none", "likelihood": None, "likelihood_unit": "", "text": None, "slices": None}
     if model.model.head is None or not model.model.config.stack or _has_no_likelihood(model):
         return none
     objective_config = text_objective(model)
@@ -226,6 +227,7 @@ def _likelihood(
         is_segmented=recipe.data.is_segmented and model.model.config.stack != "encoder_decoder",
     )
     objective.check(model.model.config)
+    by_token = TokenLosses(model.tokenizer.vocab_size)
     text = evaluate_texts(
         objective,
         head_and_trunk(model),
@@ -235,8 +237,10 @@ def _likelihood(
         max_pll_tokens=config.judge.pll_tokens if objective_config.name == "masked_lm" else 0,
         device=recipe.runtime.torch_device(),
         compute_dtype=dtype,
+        by_token=by_token,
         progress=console.progress,
     )
+    counts = count_tokens(prepared.store.split("train"), model.tokenizer.vocab_size)
     scores = text["scores"]
     kind = {"causal_lm": "causal", "masked_lm": "masked"}.get(objective_config.name, objective_config.name)
     per_byte = scores.get("bits_per_byte")
@@ -253,6 +257,10 @@ def _likelihood(
         "likelihood": value,
         "likelihood_unit": unit,
         "text": {"scores": scores, "pll": sample},
+        # Losses at a token, like those at hidden ones, compare under one tokenizer only.
+        "slices": by_slice(by_token, vocabulary_slices(model.tokenizer, counts))
+        if _is_one_tokenizer(config)
+        else None,
     }
 
 

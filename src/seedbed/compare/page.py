@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seedbed.compare.config import CompareConfig
@@ -318,26 +318,66 @@ def _curves(outcome: Mapping[str, Any]) -> list[tuple[str, list[Series]]]:
 
 
 def _where(page: Page, outcome: Mapping[str, Any]) -> None:
-    """Show in which kinds of pairs arms differ."""
-    scored: dict[str, list[Mapping[str, Any]]] = {}
-    for result in outcome["results"]:
-        if result.get("minimal_pairs"):
-            scored.setdefault(result["arm"], []).append(result["minimal_pairs"])
-    if len(scored) < 2:
+    """Show in which kinds of pairs, and at which kinds of tokens, arms differ."""
+    tables = [*_pairs_apart(outcome), *_slices_apart(outcome)]
+    if not tables:
         return
     page.section("Where they differ")
+    for header, rows, caption in tables:
+        page.table(header, rows, align="l" + "r" * (len(header) - 1), caption=caption)
+
+
+_Table = tuple[list[str], list[list[str]], str]
+
+
+def _pairs_apart(outcome: Mapping[str, Any]) -> Iterator[_Table]:
+    """Yield header, rows and caption of minimal pairs by phenomenon and by paradigm."""
+    scored = _by_arm(outcome, "minimal_pairs")
+    if len(scored) < 2:
+        return
     for key, title in (("by_phenomenon", "by phenomenon"), ("by_paradigm", "by paradigm")):
         names = sorted({name for own in scored.values() for pairs in own for name in pairs[key]})
         table = {
             name: [statistics.fmean(p[key].get(name, float("nan")) for p in own) for own in scored.values()]
             for name in names
         }
-        # The widest gaps first: that is where the choice of a strategy matters.
-        order = sorted(names, key=lambda n: min(table[n]) - max(table[n]))
-        rows = [[name.replace("_", " "), *(f"{v:.0%}" for v in table[name])] for name in order]
-        page.table(
-            ["", *scored], rows, align="l" + "r" * len(scored), caption=f"minimal pairs right, {title}"
-        )
+        rows = [[name.replace("_", " "), *(f"{v:.0%}" for v in table[name])] for name in _widest_first(table)]
+        yield ["", *scored], rows, f"minimal pairs right, {title}"
+
+
+def _slices_apart(outcome: Mapping[str, Any]) -> Iterator[_Table]:
+    """Yield header, rows and caption of losses by slices of the vocabulary, for each kind of likelihood."""
+    kinds = {r["arm"]: str(r.get("kind")) for r in outcome["results"]}
+    for kind in sorted(set(kinds.values())):
+        scored = {arm: own for arm, own in _by_arm(outcome, "slices").items() if kinds[arm] == kind}
+        if len(scored) < 2:
+            continue
+        first = next(iter(scored.values()))[0]
+        for partition, parts in first.items():
+            total = sum(part["targets"] for part in parts.values())
+            table = {
+                name: [statistics.fmean(s[partition][name]["loss"] for s in own) for own in scored.values()]
+                for name in parts
+            }
+            rows = [
+                [name, f"{parts[name]['targets'] / total:.0%}", *(f"{v:.3f}" for v in table[name])]
+                for name in _widest_first(table)
+            ]
+            yield ["", "targets", *scored], rows, f"{kind}: loss at held-out tokens, nats, {partition}"
+
+
+def _by_arm(outcome: Mapping[str, Any], key: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Return what the results of each arm have under a key, arms without it left out."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for result in outcome["results"]:
+        if result.get(key):
+            found.setdefault(result["arm"], []).append(result[key])
+    return found
+
+
+def _widest_first(table: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the rows with the widest gaps first: that is where the choice of a strategy matters."""
+    return sorted(table, key=lambda name: min(table[name]) - max(table[name]))
 
 
 def _settings(page: Page, outcome: Mapping[str, Any]) -> None:

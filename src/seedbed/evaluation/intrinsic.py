@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seedbed.batch import Batch, Targets
 from seedbed.data.views import RowReader, View
 from seedbed.errors import DataError
+from seedbed.evaluation.slices import TokenLosses
 from seedbed.objectives.base import Objective
 from seedbed.runtime import autocast
 
@@ -109,12 +110,14 @@ def score(
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
     spread: Spread | None = None,
+    by_token: TokenLosses | None = None,
 ) -> dict[str, float]:
     """Return loss (nats a target), perplexity, accuracy (top 1), accuracy_top5 and the number of targets.
 
     Every further sum k of a term (`Term.sums`) is reported as k, divided by the targets. With several terms, names are
     prefixed `<term>.`, and `loss` is the sum of the terms' losses by their weights. With `spread` several processes score
-    some batches each, and all get the scores of all; sums are then added in another order, in float64.
+    some batches each, and all get the scores of all; sums are then added in another order, in float64. `by_token` is given
+    the losses of the first term's targets, which are tokens, of the batches scored here.
     """
     spread = spread or Spread(0, 1, lambda sums: sums)
     sums: dict[tuple[str, str], float] = {}
@@ -129,6 +132,11 @@ def score(
             on_device = {term: target.to(device) for term, target in targets.items()}
             terms = objective.losses(modules, batch.to(device), on_device, with_details=True)
             counts = objective.counts(targets)
+            if by_token is not None and counts_here:
+                first = next(iter(terms))
+                losses = terms[first].per_target
+                assert losses is not None
+                by_token.add(targets[first].values, losses, targets[first].weights)
             for name, term in terms.items():
                 found: dict[str, Tensor | float]
                 found = {"loss": term.loss.double(), "count": counts[name], **term.sums}

@@ -23,6 +23,7 @@ from seedbed.data.views import TokenStream, WindowView
 from seedbed.errors import DataError
 from seedbed.evaluation.baselines import corpus_baselines
 from seedbed.evaluation.intrinsic import build_evaluation_set, score
+from seedbed.evaluation.slices import TokenLosses
 from seedbed.objectives.base import Objective
 from seedbed.progress import Progress, silent
 from seedbed.runtime import autocast
@@ -72,6 +73,7 @@ def evaluate_texts(
     rows_per_batch: int | None = None,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
+    by_token: TokenLosses | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score a model on documents.
@@ -91,6 +93,7 @@ def evaluate_texts(
         rows_per_batch: rows of one forward pass; None chooses. Changes scores by rounding only.
         device: where the modules are.
         compute_dtype: number type of the matrix products.
+        by_token: given the losses of `scores`, for slices.
         progress: told the tokens of the pseudo-log-likelihood.
 
     Returns:
@@ -108,7 +111,7 @@ def evaluate_texts(
     fixed = objective.for_evaluation()
     view = WindowView(tokens, length=fixed.raw_row_length)
     chosen = build_evaluation_set(fixed, view, max_rows=view.num_rows, rows_per_batch=rows_per_batch)
-    scores = score(fixed, modules, chosen, device=device, compute_dtype=compute_dtype)
+    scores = score(fixed, modules, chosen, device=device, compute_dtype=compute_dtype, by_token=by_token)
     is_causal = chosen.batches[0][0].attention == "causal"
     pseudo: PseudoLikelihood | None = None
     if is_causal:
