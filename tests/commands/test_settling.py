@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace as replaced
 
 import pytest
@@ -29,7 +30,8 @@ def test_longer_runs_have_larger_steps_within_bounds():
     assert len(set(sizes)) > 4
     assert (sizes[0], sizes[-1]) == (1024, 2**19)
     assert all(size & (size - 1) == 0 for size in sizes)
-    assert 1000 < 4e6 / batch_for(4e6) < 3000
+    assert batch_for(4e6) == batch_for(12e6) == 2048, "what was measured"
+    assert 2**0.3 < (batch_for(1e12) / batch_for(1e8)) ** (1 / math.log2(1e4)) < 2**0.46
 
 
 def test_rates_follow_the_root_of_small_steps_and_no_further():

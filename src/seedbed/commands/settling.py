@@ -32,7 +32,9 @@ _OPEN = {
 }
 """Keys that may be left open, by section."""
 
-_STEPS = 2500
+_BATCH, _BATCH_AT, _BATCH_EXPONENT = 2048, 8e6, 0.38
+"""2,048 tokens were best of four sizes at 4 M tokens and of three at 12 M; the growth from there on is nanochat's (0.383)."""
+
 _FEWEST, _MOST = 1024, 2**19
 
 
@@ -45,9 +47,9 @@ def asked_tokens(recipe: Recipe) -> float | None:
 
 
 def batch_for(tokens: float) -> int:
-    """Return the tokens of a step for a run of so many: the power of two nearest to a 2,500th of them."""
-    power = round(math.log2(max(1.0, tokens) / _STEPS))
-    return min(_MOST, max(_FEWEST, 1 << max(0, power)))
+    """Return the tokens of a step for a run of so many: the power of two nearest to 2,048 (tokens / 8 M)^0.38."""
+    power = round(math.log2(_BATCH * (max(1.0, tokens) / _BATCH_AT) ** _BATCH_EXPONENT))
+    return min(_MOST, max(_FEWEST, 1 << power))
 
 
 def settle(recipe: Recipe, *, tokens: float | None, text_tokens: int | None) -> Recipe:

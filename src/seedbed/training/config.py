@@ -57,8 +57,8 @@ class TrainingConfig(Config):
     batch_tokens: int | None = Field(
         None,
         gt=0,
-        description="Tokens of one optimizer step, in whole rows, over all workers. null: a 2,500th of the run's tokens, as a"
-        " power of two from 1,024 to 524,288; with budget_steps 2,048 (docs/recipes.md has the measurements).",
+        description="Tokens of one optimizer step, in whole rows, over all workers. null: 2,048 for a run of 8 M tokens"
+        " and more for longer ones, as the 0.38th power of them (docs/recipes.md has the measurements); with budget_steps 2,048.",
     )
     micro_batch_rows: int = Field(
         0,
