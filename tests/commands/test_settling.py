@@ -8,7 +8,7 @@ from dataclasses import replace as replaced
 
 import pytest
 
-from seedbed.commands import deciding, pretraining
+from seedbed.commands import deciding, planned_run, pretraining
 from seedbed.commands.console import Console
 from seedbed.commands.settling import asked_tokens, batch_for, filled_in, settle, settle_as
 from seedbed.commands.stages import prepare
@@ -142,21 +142,21 @@ def test_a_stopped_run_goes_on_with_what_it_was_filled_in_with(text, tmp_path, m
     asked = toy(text, tmp_path / "run", budget_tokens=200_000)
     with pytest.raises(pretraining.Interrupted):
         train(asked, stop_after=3)
-    monkeypatch.setattr(pretraining, "settle", None)  # nothing is chosen anew
+    monkeypatch.setattr(planned_run, "settle", None)  # nothing is chosen anew
     train(asked)
     assert pretraining.run_digest(tmp_path / "run") == pretraining.run_digest(tmp_path / "whole")
 
 
 def test_minutes_are_turned_into_tokens_before_the_rest_follows(text, tmp_path, monkeypatch):
     """A probe that finds the text read often sends the run back to the start, as another one."""
-    plain, probed = pretraining.decide, []
+    plain, probed = planned_run.decide, []
 
     def decide(recipe, setting, evaluate):
         probed.append((recipe.training.batch_tokens, setting.model.config.hidden_dropout))
         plan = plain(recipe, setting, evaluate)
         return replaced(plan, num_windows=200_000 // (plan.rows_per_step * 16))
 
-    monkeypatch.setattr(pretraining, "decide", decide)
+    monkeypatch.setattr(planned_run, "decide", decide)
     train(toy(text, tmp_path / "run", budget_minutes=0.02))
     assert [dropout for _, dropout in probed] == [0.0, 0.1]
     said = resolved(tmp_path / "run")["resolved"]

@@ -225,12 +225,12 @@ def _unsealed() -> None:
     """What decides how a run goes on is read without its hash."""
     import json
 
-    from seedbed.commands import pretraining, resuming
+    from seedbed.commands import planned_run, resuming
 
     def read(path: Path) -> dict:
         return {k: v for k, v in json.loads(path.read_bytes()).items() if k != "sha256"}
 
-    pretraining.read_sealed_json = resuming.read_sealed_json = read
+    planned_run.read_sealed_json = resuming.read_sealed_json = read
 
 
 MUTANTS = {"nothing hashed": _trusting, "unsealed": _unsealed}

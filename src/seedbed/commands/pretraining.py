@@ -12,63 +12,29 @@ runs/wiki/model/               the model folder it ends in (an artifact), in Hug
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedbed.artifact import (
-    current_stage,
-    digest_of,
-    open_verified,
-    publish_stage,
-    read_json,
-    read_sealed_json,
-    sweep,
-    write_json,
-    write_sealed_json,
-    write_text,
-)
-from seedbed.commands.assembly import (
-    Setting,
-    assemble,
-    feed_of,
-    rows_of_window,
-    run_window,
-    samples_of,
-)
+from seedbed.artifact import digest_of, open_verified, write_json
+from seedbed.commands.assembly import feed_of, rows_of_window, run_window, samples_of
 from seedbed.commands.console import Console
-from seedbed.commands.deciding import decide
-from seedbed.commands.held_out import validation_of
-from seedbed.commands.resuming import (
-    input_digests,
-    requested_sections,
-    resolved_recipe,
-    resolved_sections,
-    resume_request,
-    warn_of_changes,
-)
-from seedbed.commands.settling import asked_tokens, settle, settle_as
+from seedbed.commands.finishing import finish, read_summary, samples_path
+from seedbed.commands.planned_run import PlannedRun, plan_run
+from seedbed.commands.resuming import warn_of_changes
 from seedbed.commands.sharing import share_weights
 from seedbed.commands.signals import collect_signals as _signals
 from seedbed.commands.stages import Prepared
-from seedbed.commands.start import Start, open_old_text, open_start
 from seedbed.commands.training_progress import ProgressHook, describe_run
 from seedbed.errors import disk_errors
-from seedbed.models.folder import settle_form, write_model
 from seedbed.recipe import Recipe
-from seedbed.runtime import describe_machine, prepare_process
 from seedbed.training.ahead import made_ahead
-from seedbed.training.averaging import WeightAverage, adopt_evaluation_weights
-from seedbed.training.budget import Plan
+from seedbed.training.averaging import WeightAverage
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.compression import PowerSGDMemory
-from seedbed.training.continued import ForgettingHook, gained_and_forgotten
+from seedbed.training.continued import ForgettingHook
 from seedbed.training.drift import DriftHook
 from seedbed.training.hooks import (
     CheckpointHook,
@@ -77,24 +43,14 @@ from seedbed.training.hooks import (
     TensorBoardHook,
     ValidationHook,
 )
-from seedbed.training.loop import fit
-from seedbed.training.parallel import (
-    first_worker_first,
-    max_over_workers,
-    num_workers,
-    wait_for_all,
-    worker,
-    wrapped,
-)
+from seedbed.training.loop import Outcome, fit
+from seedbed.training.parallel import max_over_workers, num_workers, wait_for_all, worker, wrapped
 from seedbed.training.rollback import RollbackHook
 from seedbed.training.row_record import RowRecord
 from seedbed.training.spikes import SpikeGuard
 from seedbed.training.state import TrainingState
 
-__all__ = ["MODEL_VERSION", "Interrupted", "pretrain", "run_digest"]
-
-MODEL_VERSION = 1
-_logger = logging.getLogger(__name__)
+__all__ = ["Interrupted", "pretrain", "run_digest"]
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -134,122 +90,93 @@ def _pretrain(
 ) -> dict[str, Any]:
     """Do it; what must be let go of afterwards is put on the stack."""
     console.heading("pretrain")
-    runtime = recipe.runtime
-    if recipe.training.exact and not runtime.threads:
-        runtime = runtime.updated(threads=1)
-    prepare_process(runtime)
-    folder = prepared.run / "pretrain"
+    run = plan_run(recipe, prepared, console, replace=replace)
+    if run is None:
+        return read_summary(prepared.run)
+    stack.callback(run.setting.state.release)
     is_first = worker() == 0
-    if replace and folder.exists() and is_first:
-        shutil.rmtree(folder)
-    wait_for_all()
-    start = open_start(recipe, prepared.tokenizer)
-    old = open_old_text(recipe.start, start, prepared.tokenizer)
-    requested = requested_sections(recipe, start)
-    inputs = input_digests(recipe, prepared)
-    if start is not None:
-        inputs["start"] = start.digest
-    if old is not None:
-        inputs["old tokens"] = old.tokens.digest
-    resolved = resume_request(folder, requested, inputs)
-    wait_for_all()  # nobody writes here before everybody has looked
-    if resolved is not None and current_stage(
-        prepared.run, "model", version=MODEL_VERSION, config=resolved, inputs=inputs, replace=replace
-    ):
-        console.note(f"up to date: {prepared.run / 'model'}")
-        if is_first:
-            sweep(folder / "checkpoints")
-        return _read_summary(prepared.run)
-
-    def put_together(
-        recipe: Recipe, start: Start | None
-    ) -> tuple[Setting, Callable[[], dict[str, float]], dict[str, float]]:
-        setting = assemble(recipe, prepared, start, old)
-        with first_worker_first():
-            scoring = validation_of(recipe, prepared, setting, replace=replace and is_first)
-        return setting, *scoring
-
-    # Plan once; a resumed run follows the plan it was started with.
-    if resolved is not None:
-        recipe = settle_as(recipe, resolved)
-        setting, evaluate, baselines = put_together(recipe, start)
-        plan = Plan(**read_sealed_json(folder / "plan.json"))
-    else:
-        asked, text_tokens = recipe, prepared.store.split("train").num_tokens
-        recipe = settle(asked, tokens=asked_tokens(asked), text_tokens=text_tokens)
-        setting, evaluate, baselines = put_together(recipe, start)
-        plan = decide(recipe, setting, evaluate)
-        if plan.forecast_seconds:
-            # How long the run is was not known before it was measured, and what follows from that is measured once more.
-            tokens = plan.num_windows * plan.rows_per_step * recipe.data.row_length
-            longer = settle(asked, tokens=tokens, text_tokens=text_tokens)
-            if longer != recipe:
-                setting.state.release()
-                recipe, start = longer, open_start(asked, prepared.tokenizer)
-                setting, evaluate, baselines = put_together(recipe, start)
-                plan = decide(recipe, setting, evaluate)
-        resolved = resolved_sections(requested_sections(recipe, start), plan)
-    stack.callback(setting.state.release)
-    samples_path = folder / "samples.json"
-    before = samples_of(setting, prepared) if is_first and not samples_path.exists() else None
-    if is_first and not (folder / "resolved.json").exists():
-        with disk_errors(folder, doing="writing"):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_sealed_json(folder / "plan.json", asdict(plan))
-            write_json(folder / "machine.json", describe_machine(runtime))
-            if start is not None:
-                write_json(folder / "start.json", start.report)
-            write_text(prepared.run / "recipe.yaml", resolved_recipe(recipe, resolved))
-            # Last: a run that has it has all of them.
-            write_sealed_json(
-                folder / "resolved.json", {"requested": requested, "resolved": resolved, "inputs": inputs}
-            )
-    share_weights(recipe, setting)
-    describe_run(console, setting, recipe, plan, baselines)
-
-    if recipe.training.ema_decay:
-        setting.state.average = WeightAverage(
-            recipe.training.ema_decay,
-            start=round(recipe.training.ema_start_fraction * plan.num_windows),
-            every=recipe.training.ema_steps,
-        )
-
-    if recipe.training.spike_guard:
-        setting.state.spikes = SpikeGuard(setting.device)
-    if recipe.training.gradient_compression == "powersgd" and num_workers() > 1:
-        setting.state.memory = PowerSGDMemory()
-
-    # Resume.
+    path = samples_path(run)
+    before = samples_of(run.setting, prepared) if is_first and not path.exists() else None
+    if is_first:
+        run.record()
+    share_weights(run.recipe, run.setting)
+    describe_run(console, run.setting, run.recipe, run.plan, run.baselines)
+    _add_companions(run)
     checkpoints = Checkpoints(
-        folder / "checkpoints", inputs=inputs, keep_weights=recipe.training.keep_weights
+        run.folder / "checkpoints", inputs=dict(run.inputs), keep_weights=run.recipe.training.keep_weights
     )
-    newest = checkpoints.newest()
-    seconds_before = 0.0
-    if newest is not None:
-        seconds_before = float(checkpoints.load(setting.state, newest).get("train_seconds", 0.0))
-        wait_for_all()
-        if is_first:
-            checkpoints.drop_after(setting.state.window)
-            warn_of_changes(folder, runtime)
-        console.note(f"resuming after step {setting.state.window:,} of {plan.num_windows:,}")
-    elif is_first:
-        checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
+    seconds_before = _resume(run, checkpoints, console)
     if before is not None:
-        with disk_errors(samples_path, doing="writing"):
-            write_json(samples_path, {"before": before})
-
-    # Train.
+        with disk_errors(path, doing="writing"):
+            write_json(path, {"before": before})
     began = time.monotonic()
+
+    def seconds() -> float:
+        return round((seconds_before or 0.0) + time.monotonic() - began, 3)
+
+    hooks, rollback = _hooks(run, checkpoints, console, is_new=seconds_before is None, seconds=seconds)
+    outcome = _train(run, console, hooks, rollback, stop_after)
+    return finish(run, checkpoints, outcome, seconds())
+
+
+def _add_companions(run: PlannedRun) -> None:
+    """Give the state what goes along with its weights: their average, the guard of spikes, what was not sent yet."""
+    training, state = run.recipe.training, run.setting.state
+    if training.ema_decay:
+        state.average = WeightAverage(
+            training.ema_decay,
+            start=round(training.ema_start_fraction * run.plan.num_windows),
+            every=training.ema_steps,
+        )
+    if training.spike_guard:
+        state.spikes = SpikeGuard(run.setting.device)
+    if training.gradient_compression == "powersgd" and num_workers() > 1:
+        state.memory = PowerSGDMemory()
+
+
+def _resume(run: PlannedRun, checkpoints: Checkpoints, console: Console) -> float | None:
+    """Load the newest checkpoint; return the seconds trained before it, or None where there is none."""
+    newest = checkpoints.newest()
+    is_first = worker() == 0
+    if newest is None:
+        if is_first:
+            checkpoints.drop_after(-1)  # of a run that was killed before its first checkpoint
+        return None
+    state = run.setting.state
+    seconds = float(checkpoints.load(state, newest).get("train_seconds", 0.0))
+    wait_for_all()
+    if is_first:
+        checkpoints.drop_after(state.window)
+        warn_of_changes(run.folder, run.runtime)
+    console.note(f"resuming after step {state.window:,} of {run.plan.num_windows:,}")
+    return seconds
+
+
+def _hooks(
+    run: PlannedRun,
+    checkpoints: Checkpoints,
+    console: Console,
+    *,
+    is_new: bool,
+    seconds: Callable[[], float],
+) -> tuple[list[Hook], RollbackHook]:
+    """Return what happens after each step, in order, and the hook that can go back.
+
+    Args:
+        run: as planned.
+        checkpoints: of it.
+        console: told of progress.
+        is_new: nothing was trained yet.
+        seconds: trained so far, over all its processes.
+    """
+    recipe, setting, plan = run.recipe, run.setting, run.plan
     progress = ProgressHook(console, plan, recipe.data.row_length)
-
-    def trained() -> dict[str, float]:
-        return {"train_seconds": round(seconds_before + time.monotonic() - began, 3)}
-
     # Without a checkpoint every line will be written again, that of the start (window 0) too.
-    log = MetricsLog(folder, window=setting.state.window if newest is not None else -1)
-    board = TensorBoardHook(folder / "tensorboard") if recipe.training.tensorboard and is_first else None
+    log = MetricsLog(run.folder, window=-1 if is_new else setting.state.window)
     hooks: list[Hook] = [log, progress]
-    if board is not None:
+    board = None
+    if recipe.training.tensorboard and worker() == 0:
+        board = TensorBoardHook(run.folder / "tensorboard")
         hooks.append(board)
 
     every = recipe.training.validation_steps or plan.every()
@@ -263,24 +190,22 @@ def _pretrain(
         if board is not None:
             board.validation(window, scores)
 
-    keeps_best = recipe.training.keep_best and setting.has_best
     validation = ValidationHook(
-        evaluate,
+        run.evaluate,
         every=every,
         last_window=plan.num_windows,
         log=log,
         checkpoints=checkpoints,
-        keeps_best=keeps_best,
+        keeps_best=recipe.training.keep_best and setting.has_best,
         num_averaged=recipe.training.average_checkpoints,
         patience=recipe.training.early_stopping_patience,
         on_result=on_validation,
         is_allowed=lambda scores: forgetting.allows(setting.state, scores),
     )
-    if start is not None and newest is None:
+    if run.start is not None and is_new:
         # What the start itself scores: the first best, and what gains and forgetting are measured from.
         for hook in (validation, forgetting):
             hook.act(setting.state)
-    feed = feed_of(setting, plan, is_exact=recipe.training.exact)
     rollback = RollbackHook(
         checkpoints,
         log=log,
@@ -291,31 +216,34 @@ def _pretrain(
     if setting.state.shards is None:  # else no two workers hold the same
         hooks.append(DriftHook())  # before anything is saved
     if recipe.training.max_rollbacks:
-        if newest is None:
+        if is_new:
             rollback.act(setting.state)
         hooks.append(rollback)
     hooks += [
         validation,
-        *([forgetting] if start is not None else []),
+        *([forgetting] if run.start is not None else []),
         CheckpointHook(
             checkpoints,
             log=log,
             minutes=recipe.training.checkpoint_minutes,
             steps=recipe.training.checkpoint_steps,
-            extra=trained,
+            extra=lambda: {"train_seconds": seconds()},
         ),
     ]
-    record = None
-    if recipe.training.record_rows:
-        if is_first:
-            RowRecord.cut(folder, setting.state.window)
-        wait_for_all()
-        if (
-            worker() % (num_workers() // setting.state.num_data_workers) == 0
-        ):  # of those that read the same rows, one
-            record = RowRecord(
-                folder, worker=setting.state.data_worker, num_workers=setting.state.num_data_workers
-            ).add
+    return hooks, rollback
+
+
+def _train(
+    run: PlannedRun, console: Console, hooks: Sequence[Hook], rollback: RollbackHook, stop_after: int
+) -> Outcome:
+    """Train to the end of the plan, or until a hook stops it.
+
+    Raises:
+        Interrupted: by a signal, or `stop_after`.
+    """
+    recipe, setting, plan = run.recipe, run.setting, run.plan
+    feed = feed_of(setting, plan, is_exact=recipe.training.exact)
+    record = _row_record(run) if recipe.training.record_rows else None
     with (
         _signals() as received,
         console.bars(),
@@ -326,7 +254,7 @@ def _pretrain(
             setting.state,
             lambda state: run_window(setting, state, recipe, windows, record=record),
             num_windows=plan.num_windows,
-            tokens_per_window=plan.rows_per_step * recipe.data.row_length,
+            tokens_per_window=run.tokens_per_step,
             learning_rate=lambda window: recipe.optim.rate(window, plan.num_windows, setting.state.history),
             hooks=hooks,
             is_interrupted=lambda: bool(received) or 0 < stop_after <= setting.state.window,
@@ -335,89 +263,18 @@ def _pretrain(
         )
     if outcome.reason == "interrupted":
         raise Interrupted(max_over_workers(received[0] if received else 0), outcome.window)
+    return outcome
 
-    # Export the best weights, or means of several, and say what came of it.
+
+def _row_record(run: PlannedRun) -> Callable[..., None] | None:
+    """Return what writes down the rows of each step; of workers that read the same rows, one does."""
+    state = run.setting.state
+    if worker() == 0:
+        RowRecord.cut(run.folder, state.window)
     wait_for_all()
-    train_seconds = trained()["train_seconds"]
-    memory = setting.state.hooks.get("validation", {})
-    if recipe.training.average_checkpoints:
-        checkpoints.load_mean(setting.state.learner.parts, shards=setting.state.shards)
-    elif keeps_best and memory.get("best_window") not in (None, outcome.window):
-        checkpoints.load_best(
-            setting.state.learner.parts, window=memory["best_window"], shards=setting.state.shards
-        )
-    else:
-        adopt_evaluation_weights(setting.state)
-    if setting.state.shards is not None:
-        setting.state.optimizer.state.clear()  # room for whole weights: training is over
-        setting.state.shards.gather()
-    scores = evaluate()
-    if not is_first:
-        wait_for_all()
-        return _read_summary(prepared.run)
-    after = samples_of(setting, prepared)
-    with disk_errors(samples_path, doing="writing"):
-        write_json(samples_path, {"before": _samples_before(samples_path), "after": after})
-    tokens = outcome.window * plan.rows_per_step * recipe.data.row_length
-    summary = {
-        "objective": recipe.objective.name,
-        "next": _next_command(setting, recipe),
-        "family": recipe.model.name if start is None else start.report["family"],
-        "parameters": setting.state.num_parameters,
-        "valid_loss": scores["loss"],
-        "valid": scores,
-        "baselines": baselines,
-        "steps": setting.state.step,
-        "tokens": tokens,
-        "train_seconds": round(train_seconds, 2),
-        "tokens_per_second": round(tokens / max(train_seconds, 1e-9), 1),
-        "stopped_early": outcome.reason == "stopped",
-        "note": plan.note,
-        "model": str(prepared.run / "model"),
-        "model_form": settle_form(setting.model.config, recipe.training.model_form),
-        "machine": describe_machine(runtime),
-    }
-    if start is not None:
-        summary["start"] = start.report
-        summary["continued"] = gained_and_forgotten(
-            setting.state.hooks["continued"]["before"],
-            scores,
-            max_forgetting=recipe.start.max_forgetting,
-            keeps_validation=old is not None and old.has_validation_of(prepared.tokens),
-            stopped_because=_stop_reason(setting.state, recipe) if outcome.reason == "stopped" else "",
-        )
-    # Before the model: where that is there the run is done, and this is what it says of itself.
-    with disk_errors(prepared.run, doing="writing"):
-        write_json(prepared.run / "summary.json", summary)
-    with publish_stage(
-        prepared.run,
-        "model",
-        version=MODEL_VERSION,
-        config=resolved,
-        inputs=inputs,
-        needed_bytes=sum(p.numel() * p.element_size() for p in setting.model.parameters()),
-    ) as draft:
-        modules = setting.state.learner.modules_by_name()
-        exported = setting.entries[0].objective.exported(setting.model, modules)
-        write_model(
-            exported,
-            draft.path,
-            form=settle_form(exported.config, recipe.training.model_form),
-            objectives=sorted({entry.objective.config.name for entry in setting.entries}),
-        )
-        prepared.tokenizer.save(
-            draft.path,
-            kind=setting.model.config.stack,
-            max_length=setting.model.config.max_length,
-            token_types=setting.model.config.type_vocab_size > 1,
-        )
-        draft.counts = {
-            "parameters": summary["parameters"],
-            "steps": summary["steps"],
-            "valid_loss": scores["loss"],
-        }
-    wait_for_all()
-    return summary
+    if worker() % (num_workers() // state.num_data_workers):
+        return None
+    return RowRecord(run.folder, worker=state.data_worker, num_workers=state.num_data_workers).add
 
 
 @contextmanager
@@ -432,39 +289,6 @@ def _wrapping(state: TrainingState, recipe: Recipe) -> Iterator[None]:
             yield
         finally:
             state.wrapped = None
-
-
-def _next_command(setting: Setting, recipe: Recipe) -> str:
-    """Return the command that shows what the model learned to do."""
-    speaks = {entry.objective.speaks for entry in setting.entries}
-    if "generate" in speaks or setting.model.config.stack == "encoder_decoder":
-        return f"seedbed generate {recipe.run} TEXT"
-    if "fill_mask" in speaks:
-        return f"seedbed fill-mask {recipe.run} TEXT"
-    if any(entry.objective.config.name == "contrastive" for entry in setting.entries):
-        return f"seedbed similarity {recipe.run} FILE"
-    return f"seedbed finetune {recipe.run} --help"
-
-
-def _stop_reason(state: TrainingState, recipe: Recipe) -> str:
-    """Say which hook stopped a run."""
-    said = str(state.hooks.get("continued", {}).get("stop", ""))
-    patience = recipe.training.early_stopping_patience
-    return said or f"no better loss in {patience} validations (training.early_stopping_patience)"
-
-
-def _samples_before(path: Path) -> list[dict[str, Any]]:
-    """Return the samples of the untrained model; none, with a warning, where the file is damaged: it decides nothing."""
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["before"])
-    except (ValueError, KeyError, TypeError) as error:
-        _logger.warning("%s is damaged (%s); the samples before training are left out", path, error)
-        return []
-
-
-def _read_summary(run: Path) -> dict[str, Any]:
-    """Return the summary of a finished run."""
-    return read_json(run / "summary.json")
 
 
 def run_digest(run: Path) -> str:
