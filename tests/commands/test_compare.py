@@ -101,6 +101,22 @@ def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "out" / "stores").iterdir())) == 1
 
 
+def test_judged_by_more_an_arm_is_not_trained_again(tmp_path, capsys):
+    path = write(tmp_path, seeds=1, arms={"masked": {}, "causal": {"objective.name": "causal_lm"}})
+    assert main(["compare", str(path), "--json"]) == 0
+    before = {r["arm"]: r for r in json.loads(capsys.readouterr().out)["results"]}
+    metrics = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "arms").glob("*/pretrain/metrics.jsonl")}
+    assert len(metrics) == 2
+    assert main(["compare", str(path), "judge.tasks=[books-en]", "judge.max_examples=40", "--json"]) == 0
+    after = {r["arm"]: r for r in json.loads(capsys.readouterr().out)["results"]}
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "arms").glob("*/pretrain/metrics.jsonl")} == metrics
+    for arm, result in after.items():
+        assert 0.0 <= result["probes"]["books-en"]["score"] <= 1.0
+        assert not before[arm]["probes"]
+        for kept in ("valid", "likelihood", "minimal_pairs", "peak_memory_bytes", "product_gflops", "train_seconds"):
+            assert result[kept] == before[arm][kept]
+
+
 def test_killed_stopped_and_shared_it_comes_to_the_same(tmp_path, capsys):
     """Kill one worker, stop another, let two finish together; the results are those of one that was left alone."""
     two = {"masked": {}, "causal": {"objective.name": "causal_lm"}}
