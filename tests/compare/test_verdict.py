@@ -44,6 +44,15 @@ def test_an_arm_made_worse_is_named_and_the_cheaper_of_equals_is_advised():
     assert "3 seeds" in said
 
 
+def test_a_price_that_hardly_differs_decides_nothing():
+    results = planted({"good": 0.0, "twin": 0.001}, noise=0.02)
+    results = {k: {**r, "train_seconds": 58.0 if k[0] == "twin" else 60.0} for k, r in results.items()}
+    verdict = judge(results)
+    assert set(verdict.best) == {"good", "twin"}
+    assert verdict.advised == verdict.ranking[0]
+    assert "none of them costs a tenth less" in " ".join(verdict.sentences)
+
+
 def test_of_equal_arms_none_is_named_more_often_than_said():
     """1,000 comparisons through the whole of it: no arm differs, and one in twenty may be called worse."""
     draw = np.random.default_rng(11)

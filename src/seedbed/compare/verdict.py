@@ -18,6 +18,9 @@ from seedbed.compare.statistics import Differences, compare_blocks, needed_block
 
 __all__ = ["Measure", "Verdict", "frontier", "judge", "measures_of"]
 
+_WORTHWHILE = 0.9
+"""An arm that is not told from the first one is advised in its place where it costs less than this share of it."""
+
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """By arm and seed."""
 
@@ -64,7 +67,7 @@ class Verdict:
         ranking: arms, best mean first.
         best: those that nothing is found better than: the first, and all that do not differ from it.
         worse: those found worse than the first.
-        advised: the cheapest of the best.
+        advised: the first, or another of the best that costs a tenth less.
         sentences: the recommendation.
     """
 
@@ -135,7 +138,10 @@ def judge(results: Results, *, by: str = "auto", level: float = 0.05, cost: str 
     ]
     best = [a for a in ranking if a not in worse]
     prices = {arm: _price(results, arm, cost) for arm in best}
-    advised = min(best, key=lambda a: (prices[a], best.index(a))) if differences is not None else None
+    advised = None
+    if differences is not None:
+        cheapest = min(best, key=lambda a: (prices[a], best.index(a)))
+        advised = cheapest if prices[cheapest] < _WORTHWHILE * prices[best[0]] else best[0]
     verdict = Verdict(measure, differences, over, ranking, best, worse, advised, [])
     return Verdict(
         measure,
@@ -247,7 +253,7 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
                 f"Of these {verdict.advised} needs the least {what}: take it unless you can say more than this does."
             )
         else:
-            said.append(f"Take {first}; it is also the cheapest of them.")
+            said.append(f"Take {first}; none of them costs a tenth less.")
     if verdict.worse:
         said.append(f"Found worse: {_listed(verdict.worse)}.")
     said.append(
