@@ -109,11 +109,20 @@ def test_judged_by_more_an_arm_is_not_trained_again(tmp_path, capsys):
     assert len(metrics) == 2
     assert main(["compare", str(path), "judge.tasks=[books-en]", "judge.max_examples=40", "--json"]) == 0
     after = {r["arm"]: r for r in json.loads(capsys.readouterr().out)["results"]}
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "arms").glob("*/pretrain/metrics.jsonl")} == metrics
+    assert {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "arms").glob("*/pretrain/metrics.jsonl")
+    } == metrics
     for arm, result in after.items():
         assert 0.0 <= result["probes"]["books-en"]["score"] <= 1.0
         assert not before[arm]["probes"]
-        for kept in ("valid", "likelihood", "minimal_pairs", "peak_memory_bytes", "product_gflops", "train_seconds"):
+        for kept in (
+            "valid",
+            "likelihood",
+            "minimal_pairs",
+            "peak_memory_bytes",
+            "product_gflops",
+            "train_seconds",
+        ):
             assert result[kept] == before[arm][kept]
 
 
