@@ -127,6 +127,9 @@ def wrong_words(words: list[str]) -> Iterator[str]:
 
 def is_known(key: str, kind: type[BaseModel] = Recipe) -> bool:
     """Say whether a dotted key exists in a recipe (or another config), in any kind of its sections."""
+    first, _, rest = key.partition(".")
+    if rest and kind is not Recipe and first == "recipe" and first in kind.model_fields:
+        return is_known(rest)  # of a comparison, which holds a recipe's sections as they are given
     kinds: list[type[BaseModel]] = [kind]
     for part in key.split("."):
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
