@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from seedbed.finetune.config import FinetuneConfig
 
 EXAMPLES = """examples:
+  seedbed finetune runs/wiki-en --task books-en
   seedbed finetune runs/wiki-en --task sst2 --data data
   seedbed finetune runs/wiki-en --task sst2 --data data seeds=5 max_train_examples=5000
   seedbed finetune runs/wiki-en task.name=mail 'task.train=[mail.tsv]' task.text=subject task.label=folder
   seedbed finetune path/to/bert-folder --config mail.yaml --out runs/mail learning_rate=3e-5
 
-known tasks: sst2 cola mrpc rte stsb-en stsb-zh subjectivity chnsenticorp tnews eprstmt bustm ocnli banking77
+known tasks: books-en books-zh sst2 cola mrpc rte stsb-en stsb-zh subjectivity chnsenticorp tnews eprstmt bustm ocnli banking77
 financial-phrasebank. `seedbed finetune MODEL --print` prints every key with its meaning."""
 
 
