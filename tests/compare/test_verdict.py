@@ -53,6 +53,15 @@ def test_a_price_that_hardly_differs_decides_nothing():
     assert "none of them costs a tenth less" in " ".join(verdict.sentences)
 
 
+def test_at_equal_minutes_memory_is_told_and_decides_nothing():
+    results = planted({"good": 0.0, "twin": 0.001}, noise=0.02)
+    first = judge(results, cost="minutes").ranking[0]
+    results = {k: {**r, "peak_memory_bytes": 2**31 if k[0] == first else 2**30} for k, r in results.items()}
+    verdict = judge(results, cost="minutes")
+    assert verdict.advised == first
+    assert "needs 1.00 GiB to train instead of 2.00" in " ".join(verdict.sentences)
+
+
 def test_of_equal_arms_none_is_named_more_often_than_said():
     """1,000 comparisons through the whole of it: no arm differs, and one in twenty may be called worse."""
     draw = np.random.default_rng(11)

@@ -355,9 +355,13 @@ def _slices_apart(outcome: Mapping[str, Any]) -> Iterator[_Table]:
         first = next(iter(scored.values()))[0]
         for partition, parts in first.items():
             total = sum(part["targets"] for part in parts.values())
+            # Rows of another length hide other tokens: a rare slice may have none in one arm.
+            names = [
+                name for name in parts if all(name in s[partition] for own in scored.values() for s in own)
+            ]
             table = {
                 name: [statistics.fmean(s[partition][name]["loss"] for s in own) for own in scored.values()]
-                for name in parts
+                for name in names
             }
             rows = [
                 [name, f"{parts[name]['targets'] / total:.0%}", *(f"{v:.3f}" for v in table[name])]

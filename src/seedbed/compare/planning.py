@@ -160,7 +160,7 @@ def _advice(
         )
     if best["epochs"] > 4:
         said.append(
-            f"{best['epochs']:.0f} passes are many (the run will decay its weights more for that): trust the forecast less"
+            f"{best['epochs']:.0f} passes are many (the run will be regularised more for that): trust the forecast less"
             " than its interval says, for no probe has read the text so often."
         )
     if held_out is not None:

@@ -67,7 +67,7 @@ class Verdict:
         ranking: arms, best mean first.
         best: those that nothing is found better than: the first, and all that do not differ from it.
         worse: those found worse than the first.
-        advised: the first, or another of the best that costs a tenth less.
+        advised: the first, or another of the best that takes a tenth less time.
         sentences: the recommendation.
     """
 
@@ -140,8 +140,8 @@ def judge(results: Results, *, by: str = "auto", level: float = 0.05, cost: str 
     prices = {arm: _price(results, arm, cost) for arm in best}
     advised = None
     if differences is not None:
-        cheapest = min(best, key=lambda a: (prices[a], best.index(a)))
-        advised = cheapest if prices[cheapest] < _WORTHWHILE * prices[best[0]] else best[0]
+        cheapest = _cheapest(best, prices)
+        advised = best[0] if cost == "minutes" else cheapest  # at equal minutes the prices are memory
     verdict = Verdict(measure, differences, over, ranking, best, worse, advised, [])
     return Verdict(
         measure,
@@ -220,6 +220,12 @@ def _price(results: Results, arm: str, cost: str) -> float:
     return statistics.fmean(float(r[key]) for (a, _), r in results.items() if a == arm)
 
 
+def _cheapest(best: Sequence[str], prices: Mapping[str, float]) -> str:
+    """Return the cheapest of arms that are not told apart, or the first of them where that saves less than is worth it."""
+    cheapest = min(best, key=lambda a: (prices[a], best.index(a)))
+    return cheapest if prices[cheapest] < _WORTHWHILE * prices[best[0]] else best[0]
+
+
 def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -> list[str]:
     """Put it into words: what to take, how sure, what would make it surer."""
     measure, differences, ranking = verdict.measure, verdict.differences, verdict.ranking
@@ -247,13 +253,19 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
             f"{first} has the best mean, {shown}; {_listed(others)} {'does' if len(others) == 1 else 'do'} not differ from it by"
             " more than chance."
         )
-        if verdict.advised != first:
-            what = "memory" if cost == "minutes" else "time"
+        prices = {arm: _price(results, arm, cost) for arm in verdict.best}
+        cheapest = _cheapest(verdict.best, prices)
+        if cheapest == first:
+            said.append(f"Take {first}; none of them costs a tenth less.")
+        elif cost == "minutes":
             said.append(
-                f"Of these {verdict.advised} needs the least {what}: take it unless you can say more than this does."
+                f"Take {first}; where memory is short, {cheapest} needs {prices[cheapest] / 2**30:.2f} GiB to train instead of"
+                f" {prices[first] / 2**30:.2f}."
             )
         else:
-            said.append(f"Take {first}; none of them costs a tenth less.")
+            said.append(
+                f"Of these {cheapest} needs the least time: take it unless you can say more than this does."
+            )
     if verdict.worse:
         said.append(f"Found worse: {_listed(verdict.worse)}.")
     said.append(
