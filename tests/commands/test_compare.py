@@ -101,6 +101,43 @@ def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "out" / "stores").iterdir())) == 1
 
 
+def test_results_of_another_machine_are_taken_over(tmp_path, capsys):
+    """What is published of an experiment is enough to go on with it: nothing of it is trained again."""
+    arms = {"masked": {}, "causal": {"objective.name": "causal_lm"}}
+    path = write(tmp_path, seeds=1, arms=arms)
+    assert main(["compare", str(path), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    published = tmp_path / "published.json"
+    (tmp_path / "out" / "compare.json").rename(published)
+    elsewhere = f"out={tmp_path / 'elsewhere'}"
+    words = ["compare", str(path), elsewhere, "--import", str(published)]
+    assert main([*words, "--report", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["results"] == first["results"]
+    assert again["measures"] == first["measures"]
+    assert not again["missing"]
+    # An arm more, and one of other settings: these are trained, the other is not.
+    more = yaml.safe_load(path.read_text(encoding="utf-8"))
+    more["arms"] = {"masked": {}, "causal": {"objective.name": "causal_lm", "training.batch_tokens": 64}}
+    path.write_text(yaml.safe_dump(more), encoding="utf-8")
+    assert main([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert "0 of 2 results taken over, 1 were there" in told.err
+    assert "left out: causal, seed 0: other settings" in told.err
+    assert [p.name[:8] for p in (tmp_path / "elsewhere" / "arms").iterdir()] == ["causal-0"]
+    kept = [r for r in first["results"] if r["arm"] == "masked"]
+    assert [r for r in json.loads(told.out)["results"] if r["arm"] == "masked"] == kept
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"results": [{"arm": "masked"}]}', '{"results": 3}'])
+def test_what_is_no_outcome_is_not_taken_over(tmp_path, capsys, text):
+    (tmp_path / "wrong.json").write_text(text, encoding="utf-8")
+    assert main(["compare", str(write(tmp_path)), "--import", str(tmp_path / "wrong.json"), "--report"]) == 3
+    assert "wrong.json is not the outcome of a comparison" in capsys.readouterr().err
+    assert main(["compare", str(write(tmp_path)), "--import", str(tmp_path / "none.json"), "--report"]) == 3
+    assert "none.json cannot be read" in capsys.readouterr().err
+
+
 def test_judged_by_more_an_arm_is_not_trained_again(tmp_path, capsys):
     path = write(tmp_path, seeds=1, arms={"masked": {}, "causal": {"objective.name": "causal_lm"}})
     assert main(["compare", str(path), "--json"]) == 0

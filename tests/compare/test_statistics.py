@@ -66,6 +66,59 @@ def test_equal_arms_are_found_to_differ_as_often_as_said(arms, blocks):
     assert 30 <= alarms <= 70, alarms
 
 
+def noisy_table(draw, *, scale, arms=8, blocks=3):
+    """Return equal arms, the first of which scatters `scale` times as much as the others."""
+    spread = np.where(np.arange(arms)[:, None] == 0, 0.01 * scale, 0.01)
+    return 3.9 + 0.05 * draw.normal(size=(1, blocks)) + spread * draw.normal(size=(arms, blocks))
+
+
+def test_an_arm_that_scatters_leaves_the_others_as_sharp():
+    """One pooled spread hid differences of ten times the noise of the arms they lie between."""
+    draw = np.random.default_rng(11)
+    found = kept = 0
+    for _ in range(200):
+        table = noisy_table(draw, scale=100.0)
+        table[1] += 0.1
+        told = compare_blocks(scores_of(table))
+        found += all(told.differ("b", other) for other in "cdefgh")
+        kept += set(told.unsteady) == {"a"}
+    assert kept > 190
+    assert found > 190
+
+
+def test_an_arm_that_scatters_raises_no_more_alarms():
+    """Its own differences are held against its own spread: the level holds where the spreads are nothing alike."""
+    draw = np.random.default_rng(12)
+    alarms = 0
+    for _ in range(1000):
+        told = compare_blocks(scores_of(noisy_table(draw, scale=100.0)))
+        alarms += any(c.is_found for c in told.contrasts)
+    assert 30 <= alarms <= 70, alarms
+
+
+def test_equal_arms_are_hardly_ever_set_apart():
+    draw = np.random.default_rng(13)
+    parted = sum(bool(compare_blocks(scores_of(noisy_table(draw, scale=1.0))).unsteady) for _ in range(1000))
+    assert parted <= 20, parted
+
+
+def test_an_arm_that_scatters_is_told_by_welchs_test():
+    draw = np.random.default_rng(14)
+    table = noisy_table(draw, scale=50.0, blocks=4)
+    table -= table[1:].mean(axis=0)  # what a seed does to all arms, which Welch's test knows nothing of
+    table[0] += 5.0
+    told = compare_blocks(scores_of(table))
+    contrast = told.between("a", "b")
+    expected = stats.ttest_ind(table[0], table[1], equal_var=False)
+    assert contrast.is_found
+    # Half of the level is for such an arm; the other's spread is known from all the rest, which changes next to nothing here.
+    assert contrast.p == pytest.approx(2 * expected.pvalue, rel=0.1)
+    assert told.unsteady["a"] == pytest.approx(table[0].std(ddof=1), rel=0.1)
+    reach = told.reach("a") + told.reach("b")
+    assert reach == pytest.approx((contrast.high - contrast.low) / 2)
+    assert told.reach("b") == told.half_width < told.reach("a")
+
+
 def test_equal_arms_at_items_that_are_right_or_wrong():
     """Items are not normal, and some are easy for every arm; there are many of them."""
     draw = np.random.default_rng(7)

@@ -51,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key of the file")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="work on these arms only")
     parser.add_argument("--report", action="store_true", help="write the page of what is finished, and end")
+    parser.add_argument(
+        "--import",
+        dest="outcomes",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="JSON",
+        help="take results over from the compare.json of the same comparison elsewhere: the same arms, seeds and settings",
+    )
     parser.add_argument("--print", action="store_true", help="print the keys of a comparison explained")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.add_argument("--job", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
@@ -83,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if unknown := sorted(set(options.only or ()) - set(config.arms)):
         raise ConfigError(f"there is no arm {unknown[0]!r}.", hint=f"arms: {', '.join(config.arms)}")
+    for path in options.outcomes:
+        _take_over(path, config, console)
     if not options.report and (
         stopped := work(options.file, options.overrides, config, console, options.only)
     ):
@@ -125,6 +136,46 @@ def results_of(config: CompareConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Return what finished arms came to, by arm and seed."""
     found = _board(config).results()
     return {(job.arm, job.seed): found[job.key] for job in _jobs(config) if job.key in found}
+
+
+def _take_over(path: Path, config: CompareConfig, console: Console) -> None:
+    """Publish the results of another comparison's JSON that are of this one's jobs; say which are not.
+
+    Raises:
+        DataError: the file is not an outcome.
+    """
+    from seedbed.errors import DataError
+
+    hint = "name the compare.json of a comparison, or a file of experiments/results"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        found = [
+            (str(r["arm"]), int(r["seed"]), str(r["settings"]), float(r["valid"]["loss"]), r)
+            for r in told["results"]
+        ]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not the outcome of a comparison: {error!r}.", hint=hint) from error
+    jobs, board = {job.key: job for job in _jobs(config)}, _board(config)
+    board.add(list(jobs.values()))
+    known = {(job.arm, job.seed) for job in jobs.values()}
+    taken, others = 0, []
+    for arm, seed, settings, loss, result in found:
+        key = f"{arm}/{seed}/{settings}"
+        if key not in jobs:
+            others.append(
+                f"{arm}, seed {seed}: "
+                + ("other settings" if (arm, seed) in known else "not in this comparison")
+            )
+        elif (claimed := board.claim([key])) is not None:
+            taken += board.finish(claimed[0], result, value=loss)
+    there = len(found) - taken - len(others)
+    console.note(
+        f"{path}: {taken} of {len(found)} results taken over" + (f", {there} were there" if there else "")
+    )
+    for why in others:
+        console.note(f"  left out: {why}")
 
 
 def _jobs(config: CompareConfig) -> list[Job]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from seedbed.compare.config import CompareConfig
 from seedbed.compare.statistics import compare_blocks, spread_interval
-from seedbed.compare.verdict import Measure, frontier, judge, measures_of
+from seedbed.compare.verdict import Measure, frontier, judge, measures_of, set_apart
 from seedbed.page import Chart, Dot, Page, Series, Spot, dot_chart, format_number, scatter
 
 __all__ = ["build_page", "drawings", "outcome_of", "overview"]
@@ -132,7 +132,7 @@ def build_page(outcome: Mapping[str, Any]) -> str:
     if chosen is not None:
         page.section("Which differ")
         page.figure(chosen["label"], _dots(outcome, chosen))
-        if chosen["half_width"]:
+        if any(own["reach"] for own in chosen["arms"].values()):
             page.text(
                 "Small dots are seeds. Two arms whose whiskers do not touch differ; the chance of finding any difference among"
                 f" equal arms is {outcome['level']:.0%} (Tukey's test of all pairs, seeds as blocks).",
@@ -140,6 +140,8 @@ def build_page(outcome: Mapping[str, Any]) -> str:
             )
         for measure in (m for m in outcome["measures"] if m["contrasts"]):
             page.table(*_contrasts(measure, outcome), align="llrrr", caption=measure["label"])
+            if measure["unsteady"]:
+                page.text(set_apart(measure["unsteady"], measure["noise"]), is_soft=True)
         page.section("Quality over cost")
         for key, (_, label, unit) in _COSTS.items():
             if _is_equal(outcome, chosen, key):
@@ -181,6 +183,9 @@ def _told(measure: Measure, level: float) -> dict[str, Any]:
         values = list(measure.scores[arm].values())
         arms[arm] = {
             "mean": statistics.fmean(values),
+            "reach": differences.reach(arm)
+            if differences and arm in differences.means and over == "seeds"
+            else 0.0,
             "by_seed": {str(seed): value for seed, value in measure.scores[arm].items()},
             "interval": spread_interval(values),
         }
@@ -190,8 +195,8 @@ def _told(measure: Measure, level: float) -> dict[str, Any]:
         "is_higher_better": measure.is_higher_better,
         "over": over,
         "blocks": differences.blocks if differences else 0,
-        "half_width": differences.half_width if differences and over == "seeds" else 0.0,
         "noise": differences.noise if differences else None,
+        "unsteady": dict(differences.unsteady) if differences else {},
         "arms": arms,
         "contrasts": [
             {
@@ -232,13 +237,13 @@ def _cell(measure: Mapping[str, Any], arm: str) -> str:
 
 
 def _dots(outcome: Mapping[str, Any], measure: Mapping[str, Any]) -> str:
-    best, half = set(outcome["verdict"]["best"]), float(measure["half_width"])
+    best = set(outcome["verdict"]["best"])
     dots = [
         Dot(
             arm,
             own["mean"],
-            own["mean"] - half if half else None,
-            own["mean"] + half if half else None,
+            own["mean"] - own["reach"] if own["reach"] else None,
+            own["mean"] + own["reach"] if own["reach"] else None,
             list(own["by_seed"].values()),
             2 if arm in best else 0,
         )

@@ -6,8 +6,11 @@ them is held at the level asked for.
 
 Source: Tukey's test of all pairs in a randomised block design (Tukey 1953; Scheffe, The Analysis of Variance, 1959, 3.6 and
 4.2). Few blocks: one variance pooled over all arms, which is what makes three seeds of eight arms say anything (14 degrees of
-freedom where a pair alone has 2). From `POOLED_BELOW` blocks on: the variance of each pair's own differences, as in Games and
-Howell (1976), since items are not alike and arms of one kind are right on the same ones. Differs from them: paired.
+freedom where a pair alone has 2). One arm whose seeds scatter far more than the others' would widen that spread for all of
+them: such an arm is set apart. The others are told apart by the spread that is left, and it is told from them by its own, with
+Satterthwaite's degrees of freedom; each of the two families of tests then has half of the level. From `POOLED_BELOW` blocks on:
+the variance of each pair's own differences, as in Games and Howell (1976), since items are not alike and arms of one kind are
+right on the same ones. Differs from them: paired.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ POOLED_BELOW = 30
 """Blocks from which a pair's own variance is known well enough."""
 
 _MAX_NEEDED = 100
+_UNSTEADY_LEVEL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Contrast:
         is_found: the interval excludes 0, so that the arms differ at the level.
         ranges: the difference in standard errors of a mean; infinite where the arms differ by the same in every block.
         arms, freedom: arms compared, degrees of freedom of the error.
+        tests: among how many tests of this kind the level is shared out.
     """
 
     first: str
@@ -53,16 +58,16 @@ class Contrast:
     is_found: bool
     ranges: float
     arms: int
-    freedom: int
+    freedom: float
+    tests: int = 1
 
     @property
     def p(self) -> float:
         """Return the chance that any two of as many equal arms lie as far apart (milliseconds: it is an integral)."""
         if math.isinf(self.ranges):
             return 0.0
-        return min(
-            1.0, max(0.0, float(_scipy_stats().studentized_range.sf(self.ranges, self.arms, self.freedom)))
-        )
+        chance = float(_scipy_stats().studentized_range.sf(self.ranges, self.arms, self.freedom))
+        return min(1.0, max(0.0, self.tests * chance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,9 @@ class Differences:
         blocks: how many those are.
         level: chance of a false alarm anywhere.
         contrasts: every pair of arms, in order.
-        noise: standard deviation of a score once arm and block are taken out, pooled.
+        noise: standard deviation of a score once arm and block are taken out, pooled over the arms that are not set apart.
         half_width: two arms whose means lie further apart than twice this differ; what charts draw. 0 where it varies by pair.
+        unsteady: arms that are set apart, since they scatter more than the others, with their own standard deviations.
     """
 
     means: Mapping[str, float]
@@ -84,6 +90,7 @@ class Differences:
     contrasts: Sequence[Contrast]
     noise: float
     half_width: float
+    unsteady: Mapping[str, float] = field(default_factory=dict)
 
     def between(self, first: str, second: str) -> Contrast:
         """Return the contrast of two arms, the way round they are named."""
@@ -95,6 +102,17 @@ class Differences:
                     c, first=first, second=second, difference=-c.difference, low=-c.high, high=-c.low
                 )
         raise KeyError((first, second))
+
+    def reach(self, arm: str) -> float:
+        """Return how far a whisker goes from an arm's mean where two arms differ whose whiskers do not touch; 0: there is none.
+
+        Between two arms that are both set apart this is not exact.
+        """
+        if arm not in self.unsteady or not self.half_width:
+            return self.half_width
+        steady = next(name for name in self.means if name not in self.unsteady)
+        contrast = self.between(arm, steady)
+        return max(0.0, (contrast.high - contrast.low) / 2 - self.half_width)
 
     def differ(self, first: str, second: str) -> bool:
         """Say whether two arms differ at the level."""
@@ -127,23 +145,29 @@ def compare_blocks(
 def _compare(names: Sequence[str], table: Array, *, level: float, is_pooled: bool) -> Differences:
     arms, blocks = table.shape
     means = table.mean(axis=1)
-    residual = table - means[:, None] - table.mean(axis=0)[None] + table.mean()
-    freedom = (arms - 1) * (blocks - 1)
-    noise = math.sqrt(float((residual**2).sum()) / freedom)
-    if not is_pooled:
-        freedom = blocks - 1
-    critical = _critical(level, arms, freedom)
+    apart = _unsteady(table) if is_pooled else {}
+    steady = [i for i in range(arms) if i not in apart]
+    noise, freedom = _pooled(table[steady])
+    shares = 2 if apart else 1
     contrasts = []
     for i, first in enumerate(names):
         for j in range(i + 1, arms):
             gap = float(means[i] - means[j])
-            # Of a mean, as the studentized range has it: that of a difference over the root of two.
-            error = noise if is_pooled else float((table[i] - table[j]).std(ddof=1)) / math.sqrt(2.0)
-            error /= math.sqrt(blocks)
+            among, tests, spread, degrees = len(steady), shares, noise, float(freedom)
+            if not is_pooled:
+                # Of a mean, as the studentized range has it: that of a difference over the root of two.
+                spread, degrees = float((table[i] - table[j]).std(ddof=1)) / math.sqrt(2.0), blocks - 1
+            elif i in apart or j in apart:
+                among, tests = 2, shares * len(apart)  # its own spread is nearly all there is: one test of it
+                spread, degrees = _welch(
+                    [(apart.get(k, noise), blocks - 1 if k in apart else freedom) for k in (i, j)]
+                )
+            error = spread / math.sqrt(blocks)
             tiny = 1e-9 * max(1.0, abs(float(means[i])))
             if error < 1e-3 * tiny:  # apart by the same in every block, but for rounding
                 error, gap = 0.0, 0.0 if abs(gap) < tiny else gap
             ranges = abs(gap) / error if error else math.inf if gap else 0.0
+            critical = _critical(level / tests, among, degrees)
             contrasts.append(
                 Contrast(
                     first=first,
@@ -153,18 +177,63 @@ def _compare(names: Sequence[str], table: Array, *, level: float, is_pooled: boo
                     high=gap + critical * error,
                     is_found=ranges > critical,
                     ranges=ranges,
-                    arms=arms,
-                    freedom=freedom,
+                    arms=among,
+                    freedom=degrees,
+                    tests=tests,
                 )
             )
+    reach = _critical(level / shares, len(steady), freedom) * noise / math.sqrt(blocks)
     return Differences(
         means=dict(zip(names, map(float, means), strict=True)),
         blocks=blocks,
         level=level,
         contrasts=contrasts,
         noise=noise,
-        half_width=critical * noise / math.sqrt(blocks) / 2 if is_pooled else 0.0,
+        half_width=reach / 2 if is_pooled else 0.0,
+        unsteady={names[i]: spread for i, spread in apart.items()},
     )
+
+
+def _pooled(table: Array) -> tuple[float, int]:
+    """Return the spread that is left when arms and blocks are taken out, and its degrees of freedom."""
+    arms, blocks = table.shape
+    residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    freedom = (arms - 1) * (blocks - 1)
+    return math.sqrt(float((residual**2).sum()) / freedom), freedom
+
+
+def _unsteady(table: Array) -> dict[int, float]:
+    """Return the arms whose scores scatter more than those of all others, with their spreads.
+
+    One after the other, the least steady first, by the F test of an arm's variance, about the mean of the others, against the
+    variance that the others have among themselves; at 1 % for all arms together, so that equal arms are hardly ever parted.
+    """
+    stats, blocks = _scipy_stats(), table.shape[1]
+    apart: dict[int, float] = {}
+    while True:
+        rest = [i for i in range(len(table)) if i not in apart]
+        if len(rest) < 3:
+            return apart
+        suspects = []
+        for i in rest:
+            others = table[[k for k in rest if k != i]]
+            noise, freedom = _pooled(others)
+            variance = float((table[i] - others.mean(axis=0)).var(ddof=1))
+            leaked = noise**2 / len(others)  # of the others' mean
+            ratio = variance / (noise**2 + leaked) if noise else 0.0
+            chance = float(stats.f.sf(ratio, blocks - 1, freedom))
+            suspects.append((chance, i, math.sqrt(max(variance - leaked, 0.0))))
+        chance, i, spread = min(suspects)
+        if chance * len(rest) > _UNSTEADY_LEVEL:
+            return apart
+        apart[i] = spread
+
+
+def _welch(spreads: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the spread of the difference of two arms over the root of two, and Satterthwaite's degrees of freedom."""
+    variances = [(spread**2, freedom) for spread, freedom in spreads]
+    total = sum(variance for variance, _ in variances)
+    return math.sqrt(total / 2), total**2 / sum(variance**2 / freedom for variance, freedom in variances)
 
 
 def needed_blocks(
@@ -208,7 +277,7 @@ def _normal_quantile(share: float) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _critical(level: float, arms: int, freedom: int) -> float:
+def _critical(level: float, arms: int, freedom: float) -> float:
     """Return the studentized range that equal arms exceed with the chance `level`."""
     return float(_scipy_stats().studentized_range.isf(level, arms, freedom))
 

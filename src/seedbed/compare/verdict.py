@@ -16,7 +16,7 @@ from typing import Any
 
 from seedbed.compare.statistics import Differences, compare_blocks, needed_blocks
 
-__all__ = ["Measure", "Verdict", "frontier", "judge", "measures_of"]
+__all__ = ["Measure", "Verdict", "frontier", "judge", "measures_of", "set_apart"]
 
 _WORTHWHILE = 0.9
 """An arm that is not told from the first one is advised in its place where it costs less than this share of it."""
@@ -167,6 +167,15 @@ def frontier(points: Mapping[str, tuple[float, float]], *, is_higher_better: boo
     return kept
 
 
+def set_apart(unsteady: Mapping[str, float], noise: float) -> str:
+    """Return the sentence on arms that scatter more than the others."""
+    each = _listed([f"{arm} (spread {spread:.3g})" for arm, spread in unsteady.items()])
+    return (
+        f"{each} {'varies' if len(unsteady) == 1 else 'vary'} from seed to seed far more than the others ({noise:.3g}): told from"
+        " them by that spread, and the others from one another without it."
+    )
+
+
 def _collect(results: Results, value_of: Any) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for (arm, seed), result in results.items():
@@ -272,18 +281,21 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
         f"This rests on {basis}. The chance of a false alarm anywhere among the {len(differences.means)} arms is held at"
         f" {level:.0%}."
     )
+    if differences.unsteady:
+        said.append(set_apart(differences.unsteady, differences.noise))
     if others and verdict.over == "seeds":
         rival = others[0]
         gap = differences.between(first, rival)
-        need = needed_blocks(gap.difference, differences.noise, len(differences.means), level=level)
+        spread = max(differences.unsteady.get(arm, differences.noise) for arm in (first, rival))
+        need = needed_blocks(gap.difference, spread, len(differences.means), level=level)
         if need > 50:
             said.append(
-                f"{first} and {rival} lie {abs(gap.difference):.3g} apart with a spread of {differences.noise:.3g} from seed to"
+                f"{first} and {rival} lie {abs(gap.difference):.3g} apart with a spread of {spread:.3g} from seed to"
                 " seed: more seeds will hardly tell them apart; treat them as equal."
             )
         else:
             said.append(
-                f"If {first} is as far ahead of {rival} as it looks ({abs(gap.difference):.3g}, spread {differences.noise:.3g}),"
+                f"If {first} is as far ahead of {rival} as it looks ({abs(gap.difference):.3g}, spread {spread:.3g}),"
                 f" about {need} seeds would show it four times out of five."
             )
     elif verdict.over == "items":

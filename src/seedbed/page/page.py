@@ -31,6 +31,7 @@ _TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
 _HUES = 6
 _MAX_POINTS = 1200  # of one line; more cannot be told apart at this width
+_WIDE_COLUMNS = 8  # more of them do not fit beside one another in the width of a text
 
 _COLORS = """
 :root{--page:#fff;--ink:#1c2024;--soft:#5a636d;--line:#d9dee3;--grid:#e9ecef;--tint:#f5f7f9;
@@ -68,6 +69,8 @@ p+.soft{margin-top:-6px}.lead{margin-bottom:22px}
 .tile b{display:block;font-size:1.4rem;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
 .tile span{display:block;font-size:.86rem;color:var(--soft)}
 .scroll{overflow-x:auto;margin:14px 0 18px}
+@media(min-width:1000px){.wide{width:min(100vw - 60px,1460px);position:relative;left:50%;transform:translateX(-50%)}
+.wide table{width:auto;min-width:820px;margin:0 auto}}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 caption{text-align:left;color:var(--soft);font-size:.88rem;padding-bottom:6px}
 th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
@@ -169,10 +172,13 @@ class Page:
             rows: cells, as text.
             align: one letter a column, "l" or "r"; missing ones are "l".
             caption: above the table.
+
+        A table of more than eight columns takes the room beside the text where the window has any.
         """
         facts = ' class="facts"'
         kinds = [' class="r"' if letter == "r" else "" for letter in align.ljust(200, "l")]
-        lines = [f'<div class="scroll"><table{"" if header else facts}>']
+        room = "scroll wide" if len(header) > _WIDE_COLUMNS else "scroll"
+        lines = [f'<div class="{room}"><table{"" if header else facts}>']
         if caption:
             lines.append(f"<caption>{escape(caption)}</caption>")
         if header:
