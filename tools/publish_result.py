@@ -28,7 +28,7 @@ def main() -> None:
         "name", help="of the files: the experiment's, and after a hyphen what else there is to say"
     )
     parser.add_argument("--browser", default="chromium")
-    parser.add_argument("--height", type=int, default=9000, help="of the picture, at most")
+    parser.add_argument("--height", type=int, default=12500, help="of the picture, at most")
     options = parser.parse_args()
     told = without_folders(json.loads((options.out / "compare.json").read_text(encoding="utf-8")))
     RESULTS.mkdir(exist_ok=True)
