@@ -32,8 +32,8 @@ def test_an_experiment_is_valid_and_explained(path):
             assert recipe.training.seed == seed
             folders.add(arm_folder(config, arm, seed))
             assert settings_digest(config, arm, seed) == settings_digest(config, arm, seed)
-        (text,) = recipe.corpus.inputs
-        assert (ROOT / text).exists()
+        assert recipe.corpus.inputs
+        assert all((ROOT / text).exists() for text in recipe.corpus.inputs)
     assert len(folders) == len(config.arms) * len(config.seed_list())
 
 
