@@ -37,6 +37,30 @@ def test_without_noise_the_forecast_is_the_truth():
     assert found.loss == pytest.approx(loss(4e6, 16e6), abs=0.03)
 
 
+def test_a_straight_line_over_the_logarithm_is_forecast():
+    """Small models that have just left the plateau fall like this over a tenfold length, as if there were no floor."""
+    draw = np.random.default_rng(8)
+    held, errors = 0, []
+    for _ in range(100):
+        line = [
+            (d, 4.8 - 0.8 * math.log(d / 3.4e6) + 0.02 * draw.normal())
+            for d in (1.2e6, 1.7e6, 2.4e6, 3.4e6, 12e6)
+        ]
+        found = fit_curve([Probe(2e6, d, y) for d, y in line[:-1]]).forecast(2e6, 12e6)
+        held += found.low <= line[-1][1] <= found.high
+        errors.append(found.loss - line[-1][1])
+    assert held >= 90
+    assert abs(float(np.median(errors))) < 0.1
+
+
+def test_the_lowest_of_the_plateau_are_taken_where_too_few_left_it():
+    found = fit_curve(
+        [Probe(2e6, d, 4.8 - 0.8 * math.log(d / 3.4e6), 5.4) for d in (3e5, 6e5, 1.2e6, 2.4e6, 3.4e6)]
+    )
+    assert [p.tokens for p in found.left_out] == [3e5]
+    assert [p.loss < p.bigram for p in found.used] == [False, False, True, True]
+
+
 def test_probes_on_the_plateau_spoil_no_forecast():
     """Runs too short to leave the plateau end near it, far below the curve of those that left it."""
     left = probes(np.random.default_rng(6), noise=0.005)
@@ -71,7 +95,7 @@ def test_further_away_is_less_sure_and_so_is_noisier():
 def test_one_size_needs_no_term_for_it():
     curve = fit_curve(probes(np.random.default_rng(3), sizes=(2e6,)))
     assert curve.forecast(2e6, 16e6).loss == pytest.approx(loss(2e6, 16e6), abs=0.1)
-    assert not curve.sizes.any()
+    assert curve.terms.shape[1] == 2
 
 
 def test_repeats_are_worth_less_and_less():

@@ -19,6 +19,8 @@ from seedbed.progress import duration
 
 __all__ = ["check", "check_rows", "make_plan", "overview", "plan_page", "preset_of"]
 
+_WIDE = 0.3  # nats; more than presets usually differ by
+
 
 def preset_of(arm: str) -> str:
     """Return the preset a probe is of; its name is `preset-tokens`."""
@@ -93,8 +95,8 @@ def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
 def _said_of_the_plateau(curve: Curve) -> list[str]:
     if on_it := [p for p in curve.used if p.loss >= p.bigram]:
         return [
-            f"{len(on_it)} of the {len(curve.used)} probes did not get below the bigram, and too few did: runs that short follow"
-            " no curve yet, and the truth may well lie outside the interval. Give a smaller --largest, or more minutes."
+            f"{len(on_it)} of the {len(curve.used)} probes it rests on did not get below the bigram, and too few did: runs that"
+            " short follow no curve yet, and the truth may lie outside the interval. Give a smaller --largest, or more minutes."
         ]
     if not curve.left_out:
         return []
@@ -157,6 +159,10 @@ def _advice(
         smaller = min([order[0], *close], key=lambda p: forecasts[p]["active"])
         said.append(
             f"{', '.join(close)} may do as well; {smaller} is the smallest of them, and the cheapest to use afterwards."
+        )
+    if best["high"] - best["low"] > _WIDE:
+        said.append(
+            "For a narrower interval, probe each length under several seeds (--seeds 3), or longer (a smaller --largest)."
         )
     if best["epochs"] > 4:
         said.append(

@@ -2,17 +2,20 @@
 
 The curve of decayed runs (each probe's schedule ends with it) is
 
-    loss(N, D) = E + A (N / N0)^-a + B (D' / D0)^-b,    D' = U + U R (1 - exp(-(D / U - 1) / R)) beyond one pass, else D
+    loss(N, D) = C + A N^-a + B (D'^-b - 1) / b,    D' = U + U R (1 - exp(-(D / U - 1) / R)) beyond one pass, else D
 
 with N the parameters that work at a token (a sixth of the operations a token costs), D the tokens read, U those there are, and R
-the passes after which a repeated token is hardly worth a new one.
+the passes after which a repeated token is hardly worth a new one; N and D' in units of the probes' geometric means. With b = 0 it
+is a straight line over the logarithm of the tokens. The floor that b > 0 leads to, C - B / b, is not held above 0.
 
 Source: Hoffmann et al., arXiv 2203.15556, approach 3 (the curve); Muennighoff et al., arXiv 2305.16264, section 3 (repeats).
-Differs from them: exponents and the floor E are not fitted to one value but weighed on a grid, so a forecast knows how far apart
-the curves are that fit as well; it is their mixture with the noise left by the fit. With one size the term of N is left out.
-A model first stays near what words and their neighbours predict, then falls off that plateau; on the way it follows no power law,
-and a curve through it is steeper than what comes. Probes that did not get below the bigram are therefore left out, as long as
-enough of them remain.
+Differs from them: the exponents are weighed on a grid, the other numbers are a regression with its uncertainty (conjugate: a t
+distribution), and a forecast is the mixture of all. With one size the term of N is left out. The floor may seem to lie below 0:
+small models that have just left the plateau of words and their neighbours were seen to fall along the straight line over a
+tenfold length (masked, English Wikipedia, 1.2 to 12 M tokens), faster than any power of D above a floor of 0; so b is expected
+between -0.2 and 0.3, and more is believed where the probes show it.
+On the plateau and on the way off it a run follows no curve. Probes that did not get below the bigram are left out, as long as
+enough of them remain, and else all but the lowest.
 """
 
 from __future__ import annotations
@@ -34,9 +37,12 @@ REUSE = {"causal": 15.0, "masked": 150.0}
 """R by kind. Causal: 15.4 in Muennighoff et al., table 1. Masked: several times that (masked diffusion gains up to some 500
 passes: Prabhudesai et al., arXiv 2507.15857); a forecast beyond a few passes rests on this number, not on probes."""
 
-_EXPONENTS = np.concatenate([np.linspace(0.02, 0.6, 30), np.linspace(0.65, 1.2, 12)])
+_EXPONENTS = np.linspace(-0.2, 1.2, 57)
+_EXPECTED, _BEYOND = (
+    0.3,
+    0.15,
+)  # b up to the first as likely as any; beyond it a factor e less with each of the second
 _SIZE_EXPONENTS = np.linspace(0.05, 0.8, 16)
-_FLOORS = 40
 _PRIOR_WEIGHT = 3.0  # pseudo-observations of the noise
 _PRIOR_NOISE = 0.02  # nats; two seeds of a mini run differ by about as much
 _DRAWS = 4000
@@ -79,23 +85,23 @@ class Curve:
 
     Attributes:
         weights: (G,) sum to 1.
-        floors, sizes, falls: (G,) E, A and B.
         size_exponents, exponents: (G,) a and b.
+        terms: (G, 3) C, B and A, or (G, 2) without A where all probes are of one size.
+        spreads: (G, 3, 3) or (G, 2, 2) their covariance, in units of the noise.
         noise: (G,) standard deviation of what the curve leaves.
         freedom: degrees of freedom of it.
-        scale: (N0, D0).
+        scale: geometric means of N and D'.
         unique: U, or None.
         reuse: R.
-        used: probes the curves were fitted to; all of them where too few are past the plateau.
+        used: probes the curves were fitted to.
         left_out: probes that are still on the plateau.
     """
 
     weights: Array
-    floors: Array
-    sizes: Array
-    falls: Array
     size_exponents: Array
     exponents: Array
+    terms: Array
+    spreads: Array
     noise: Array
     freedom: float
     scale: tuple[float, float]
@@ -104,22 +110,26 @@ class Curve:
     used: tuple[Probe, ...] = ()
     left_out: tuple[Probe, ...] = ()
 
-    def at(self, parameters: float, tokens: float) -> Array:
-        """Return what each curve says of a run, (G,)."""
-        n = parameters / self.scale[0]
-        d = effective_tokens(tokens, self.unique, self.reuse) / self.scale[1]
-        values: Array = self.floors + self.sizes * n**-self.size_exponents + self.falls * d**-self.exponents
-        return values
-
     def forecast(self, parameters: float, tokens: float) -> Forecast:
         """Return the loss a run will end with, and its 90 % interval; the same for the same probes."""
+        n = parameters / self.scale[0]
+        d = effective_tokens(tokens, self.unique, self.reuse) / self.scale[1]
+        falls = np.array([_fall(d, b) for b in self.exponents])
+        columns = np.stack(
+            [np.ones_like(falls), falls, n**-self.size_exponents][: self.terms.shape[1]], axis=1
+        )  # (G, 3)
+        middle = (columns * self.terms).sum(axis=1)
+        reach = self.noise * np.sqrt(1.0 + np.einsum("gi,gij,gj->g", columns, self.spreads, columns))
         draw = np.random.default_rng(0)
         chosen = draw.choice(len(self.weights), size=_DRAWS, p=self.weights)
-        drawn = self.at(parameters, tokens)[chosen] + self.noise[chosen] * draw.standard_t(
-            self.freedom, _DRAWS
-        )
-        low, middle, high = np.quantile(drawn, [0.05, 0.5, 0.95])
-        return Forecast(float(middle), float(low), float(high))
+        drawn = middle[chosen] + reach[chosen] * draw.standard_t(self.freedom, _DRAWS)
+        low, median, high = np.maximum(np.quantile(drawn, [0.05, 0.5, 0.95]), 0.0)
+        return Forecast(float(median), float(low), float(high))
+
+
+def _fall(d: Any, exponent: float) -> Any:
+    """Return (d^-b - 1) / b, which is -log d for b = 0."""
+    return -np.log(d) if abs(exponent) < 1e-9 else (d**-exponent - 1.0) / exponent
 
 
 def effective_tokens(tokens: float, unique: float | None, reuse: float) -> float:
@@ -157,32 +167,39 @@ def fit_curve(
         raise DataError("longer probes did not end lower than shorter ones.", hint="train longer probes")
     scale = (float(np.exp(np.log(n).mean())), float(np.exp(np.log(d).mean())))
     has_sizes = len(set(n.tolist())) > 1
-    size_exponents = _SIZE_EXPONENTS if has_sizes else np.zeros(1)
-    floors = np.linspace(0.0, 0.995 * float(y.min()), _FLOORS)
+    number = 3 if has_sizes else 2
     found = []
-    for a in size_exponents:
-        by_size = (n / scale[0]) ** -a if has_sizes else np.zeros(len(y))
+    for a in _SIZE_EXPONENTS if has_sizes else (0.0,):
         for b in _EXPONENTS:
-            by_tokens = (d / scale[1]) ** -b
-            for floor in floors:
-                size, fall = _positive(by_size, by_tokens, y - floor)
-                if fall <= 0.0:
-                    continue
-                left = y - floor - size * by_size - fall * by_tokens
-                found.append((floor, size, fall, a, b, float((left**2).sum())))
-    table = np.array(found)
-    squares = table[:, 5] + _PRIOR_WEIGHT * _PRIOR_NOISE**2
-    freedom = len(y) + _PRIOR_WEIGHT - (3.0 if has_sizes else 2.0)
-    logs = -0.5 * (len(y) + _PRIOR_WEIGHT) * np.log(squares)
+            columns = np.stack(
+                [np.ones_like(d), _fall(d / scale[1], b), (n / scale[0]) ** -a][:number], axis=1
+            )
+            spread = np.linalg.inv(columns.T @ columns)
+            terms = spread @ (columns.T @ y)
+            if terms[1] <= 0.0 or (has_sizes and terms[2] < 0.0):  # longer or larger must not be worse
+                continue
+            squares = float(((y - columns @ terms) ** 2).sum()) + _PRIOR_WEIGHT * _PRIOR_NOISE**2
+            believed = -max(0.0, b - _EXPECTED) / _BEYOND
+            weight = (
+                believed
+                + 0.5 * np.linalg.slogdet(spread)[1]
+                - 0.5 * (len(y) - number + _PRIOR_WEIGHT) * math.log(squares)
+            )
+            found.append((weight, a, b, terms, spread, squares))
+    if not found:
+        raise DataError("larger probes did not end lower than smaller ones.", hint="train longer probes")
+    logs, size_exponents, exponents, all_terms, spreads, left = (
+        np.array(column) for column in zip(*found, strict=True)
+    )
     weights = np.exp(logs - logs.max())
+    freedom = len(y) + _PRIOR_WEIGHT - number
     return Curve(
         weights=weights / weights.sum(),
-        floors=table[:, 0],
-        sizes=table[:, 1],
-        falls=table[:, 2],
-        size_exponents=table[:, 3],
-        exponents=table[:, 4],
-        noise=np.sqrt(squares / freedom),
+        size_exponents=size_exponents,
+        exponents=exponents,
+        terms=all_terms,
+        spreads=spreads,
+        noise=np.sqrt(left / freedom),
         freedom=freedom,
         scale=scale,
         unique=unique,
@@ -197,21 +214,10 @@ def _are_enough(probes: Sequence[Probe]) -> bool:
 
 
 def _past_the_plateau(probes: Sequence[Probe]) -> Sequence[Probe]:
-    """Return the probes below the bigram, or all of them where too few are."""
+    """Return the probes below the bigram; where too few are, the lowest of the others with them."""
     past = [p for p in probes if p.loss < p.bigram]
-    return past if _are_enough(past) else probes
-
-
-def _positive(first: Array, second: Array, target: Array) -> tuple[float, float]:
-    """Return the least-squares weights of two columns, neither below 0."""
-    a, b, c = float(first @ first), float(second @ second), float(first @ second)
-    x, y = float(first @ target), float(second @ target)
-    det = a * b - c * c
-    if det > 1e-12 * a * b and a > 0.0:
-        u, v = (b * x - c * y) / det, (a * y - c * x) / det
-        if u >= 0.0 and v >= 0.0:
-            return u, v
-    alone = max(0.0, y / b) if b > 0.0 else 0.0
-    if a > 0.0 and (u := max(0.0, x / a)) * x > alone * y:  # which of the two fits better by itself
-        return u, 0.0
-    return 0.0, alone
+    for probe in sorted((p for p in probes if p not in past), key=lambda p: p.loss):
+        if _are_enough(past):
+            break
+        past.append(probe)
+    return [p for p in probes if p in past]
