@@ -7,6 +7,7 @@ command line and by `seedbed` on import, before any library that phones home is 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -27,6 +28,7 @@ __all__ = [
     "RuntimeConfig",
     "autocast",
     "available_memory_bytes",
+    "cpu_multiplies_bfloat16",
     "describe_machine",
     "prepare_environment",
     "prepare_process",
@@ -149,7 +151,7 @@ class RuntimeConfig(Config):
             # Without hardware for it torch emulates bfloat16, and says that it supports it unless asked like this.
             has_it = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_it else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
 
     def compiles(self) -> bool:
         """Say whether the model is compiled."""
@@ -203,7 +205,8 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
     """Say whether this processor has bfloat16 products (AMX or AVX512-BF16); emulated ones are slower than float32."""
     import torch
 

@@ -413,14 +413,25 @@ def test_normuon_is_the_published_update(monkeypatch):
     ("method", "low", "high"), [("newton_schulz", 0.65, 1.25), ("polar_express", 0.85, 1.15)]
 )
 @pytest.mark.parametrize("shape", [(8, 8), (3, 12, 5), (5, 12)])
-def test_orthogonalisation_brings_singular_values_to_one(method, low, high, shape):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_orthogonalisation_brings_singular_values_to_one(method, low, high, shape, dtype):
     matrix = random_gradients({"w": shape}, 8)["w"] * 1e-3
-    result = orthogonalize(matrix, method, 5)
+    result = orthogonalize(matrix, method, 5, dtype=dtype)
     values = torch.linalg.svdvals(result)
     well = torch.linalg.svdvals(matrix) / matrix.norm(dim=(-2, -1), keepdim=True).squeeze(-1) > 0.02
     assert ((values > low) & (values < high))[well].all()
     assert (values < high).all()
-    assert torch.equal(orthogonalize(torch.zeros(2, 3), method, 5), torch.zeros(2, 3))
+    assert torch.equal(orthogonalize(torch.zeros(2, 3), method, 5, dtype=dtype), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_products_are_in_bfloat16_where_the_processor_has_them(monkeypatch, has_bfloat16):
+    monkeypatch.setattr("seedbed.optim.muon.cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    matrix = random_gradients({"w": (16, 24)}, 8)["w"]
+    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+    result = orthogonalize(matrix, "polar_express", 5)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, orthogonalize(matrix, "polar_express", 5, dtype=dtype))
 
 
 def test_muon_orthogonalises_every_projection_by_itself():

@@ -16,6 +16,7 @@ from seedbed.optim.groups import is_hidden_matrix
 from seedbed.optim.guard import GuardedOptimizer, adam_directions, adam_state, decay_weights
 from seedbed.optim.schedule import History
 from seedbed.optim.shards import shards_of
+from seedbed.runtime import cpu_multiplies_bfloat16
 
 __all__ = ["Muon", "MuonConfig", "orthogonalize", "projections"]
 
@@ -44,7 +45,7 @@ class MuonConfig(OptimizerConfig):
     Projections that are stored as one matrix (queries, keys and values; the two halves of a gated block) are separate maps,
     and orthogonalised each by itself: together, their directions would be made orthogonal to each other.
 
-    Products run in bfloat16 on an accelerator and in float32 on a CPU, which changes rounding only.
+    Products run in bfloat16 where the device has such products, and in float32 on other CPUs, which changes rounding only.
     """
 
     name: Literal["muon"] = Field(
@@ -183,7 +184,6 @@ class Muon(GuardedOptimizer):
                 torch.stack([piece for piece, _, _ in pieces]),
                 group["orthogonalization"],
                 group["num_iterations"],
-                dtype=group.get("product_dtype"),
             )
             stacked = self.finish(stacked, [rows for _, _, rows in pieces], group)
             stacked *= _shape_factor(stacked.shape[-2], stacked.shape[-1], group["update_scale"])
@@ -208,12 +208,13 @@ def orthogonalize(
         matrices: (..., R, C).
         method: which polynomials.
         num_iterations: applied one after the other.
-        dtype: of the products; None: bfloat16, on a CPU float32.
+        dtype: of the products; None: bfloat16, on a CPU that does not multiply it float32.
 
     Returns:
         The same shape and dtype as `matrices`.
     """
-    x = matrices.to(dtype or (torch.float32 if matrices.device.type == "cpu" else torch.bfloat16))
+    has_bfloat16 = matrices.device.type != "cpu" or cpu_multiplies_bfloat16()
+    x = matrices.to(dtype or (torch.bfloat16 if has_bfloat16 else torch.float32))
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:  # the smaller side makes the smaller square
         x = x.mT
