@@ -83,13 +83,15 @@ def test_a_killed_trial_goes_on_with_its_values(tmp_path, capsys):
     assert len(list((tmp_path / "out" / "arms").iterdir())) == 2, "nothing was trained from the start again"
 
 
-def test_what_falls_behind_is_ended_early(tmp_path, capsys, monkeypatch):
-    """Rates far too small are behind at the first validations."""
+@pytest.mark.parametrize("spared_share", [0.4, 1.0])
+def test_what_falls_behind_is_ended_early(tmp_path, capsys, monkeypatch, spared_share):
+    """Rates far too small are behind at the first validations, and not ended before their share of the run."""
     path = write(
         tmp_path,
         trials=4,
         tokens=61_440,
         spared_trials=1,
+        spared_share=spared_share,
         space={"optim.learning_rate": {"choices": [0.002, 1e-7, 2e-7, 3e-7]}},
     )
     assert main(["search", str(path), "--json"]) == 0
@@ -97,7 +99,7 @@ def test_what_falls_behind_is_ended_early(tmp_path, capsys, monkeypatch):
     states = {t["values"]["optim.learning_rate"]: t["state"] for t in told["trials"]}
     assert states[0.002] == "complete"
     assert told["best"]["values"]["optim.learning_rate"] == 0.002
-    assert "pruned" in states.values()
+    assert ("pruned" in states.values()) == (spared_share < 1.0)
 
 
 def test_mistakes_are_named(tmp_path, capsys):

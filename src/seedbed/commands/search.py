@@ -94,7 +94,9 @@ def _study(config: SearchConfig) -> Any:
     library = optuna(needed_for="a search")
     storage = open_storage(config.storage or Path(config.out).expanduser() / "search.db")
     pruner = (
-        library.pruners.MedianPruner(n_startup_trials=config.spared_trials, n_warmup_steps=20)
+        library.pruners.MedianPruner(
+            n_startup_trials=config.spared_trials, n_warmup_steps=round(100 * config.spared_share)
+        )
         if config.pruner == "median"
         else library.pruners.NopPruner()
     )
@@ -171,20 +173,21 @@ def _trial(config: SearchConfig, study: Any, trial: Any, console: Console, recei
             if share not in told:
                 told.add(share)
                 trial.report(loss, share)
-        is_behind = is_behind or trial.should_prune()
+        is_over = 100 in told  # what is left is to judge it
+        is_behind = is_behind or (not is_over and trial.should_prune())
         return is_behind
 
     with alive(study._storage, trial._trial_id):
         code, errors = in_process([str(path)], name, config.seed, received, ends=watch)
-    if is_behind and not received:
-        study.tell(trial, state=states.PRUNED)
-        console.note(f"trial {trial.number} fell behind and was ended")
-    elif code == 0:
+    if code == 0:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         trial.set_user_attr(
             "result", json.dumps({k: result[k] for k in ("tokens", "train_seconds", "parameters")})
         )
         study.tell(trial, float(result["valid"]["loss"]))
+    elif is_behind and not received:
+        study.tell(trial, state=states.PRUNED)
+        console.note(f"trial {trial.number} fell behind and was ended")
     elif received or code in (130, 143):
         study.tell(trial, state=states.FAIL)
         study.enqueue_trial(values, user_attrs={"is_default": trial.user_attrs.get("is_default", False)})

@@ -63,6 +63,13 @@ class SearchConfig(Config):
         description="median: end a run whose validation loss is above the median of those before at the same share.",
     )
     spared_trials: int = Field(5, ge=1, description="Runs that are finished before any is ended early.")
+    spared_share: float = Field(
+        0.4,
+        ge=0.0,
+        le=1.0,
+        description="Share of a run before which it is not ended: while rates warm up and losses lie on the first plateau, their"
+        " order says little of the end.",
+    )
 
     @field_validator("space")
     @classmethod
