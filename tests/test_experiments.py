@@ -51,6 +51,11 @@ def test_a_result_is_one_of_an_experiment_and_names_no_folder(path):
     assert not re.search(r'"(/|~/|\.\./)', text)
 
 
+def test_the_list_names_every_experiment():
+    named = set(re.findall(r"`(\w+)`", (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")))
+    assert {path.stem for path in EXPERIMENTS} <= named
+
+
 def test_folders_are_taken_out_of_results():
     spec = importlib.util.spec_from_file_location("publish_result", ROOT / "tools" / "publish_result.py")
     module = importlib.util.module_from_spec(spec)

@@ -40,6 +40,27 @@ def test_rates_follow_the_root_of_small_steps_and_no_further():
     assert usual_rate(1024) == pytest.approx(2e-3 / 8**0.5, rel=0.01)
 
 
+def test_rates_fall_with_the_width():
+    assert usual_rate(2048, 256) == usual_rate(2048) == 1e-3
+    assert usual_rate(8192, 768) == pytest.approx(0.88e-3, rel=0.01)
+    assert usual_rate(2048, 128) == usual_rate(2048, 16) == pytest.approx(1.7e-3, rel=0.01), (
+        "narrower: not measured"
+    )
+    rates = {
+        name: settle(recipe(**sections), tokens=4e6, text_tokens=None).optim.learning_rate
+        for name, sections in {
+            "tiny": {"model": {"preset": "tiny"}},
+            "mini": {},
+            "wide": {"model": {"hidden_size": 512, "num_heads": 8}},
+            "small": {"model": {"preset": "small"}},
+            "scaled": {"model": {"preset": "small"}, "optim": {"width_scaling": "inverse"}},
+            "trained": {"model": {"preset": "small"}, "start": {"path": "somewhere"}},
+        }.items()
+    }
+    assert rates["tiny"] > rates["mini"] > rates["wide"] == rates["small"]
+    assert rates["mini"] == rates["scaled"] == rates["trained"]
+
+
 @pytest.mark.parametrize("objective", ["masked_lm", "causal_lm"])
 def test_many_passes_are_regularised_and_few_are_not(objective):
     asked = recipe(objective={"name": objective}, training={"budget_tokens": 1_000_000})

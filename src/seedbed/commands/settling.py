@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from seedbed.models.presets import PRESETS
 from seedbed.optim.base import USUAL_DECAY, usual_rate
 from seedbed.recipe import Recipe
 from seedbed.training.config import USUAL_BATCH_TOKENS
@@ -66,7 +67,7 @@ def settle(recipe: Recipe, *, tokens: float | None, text_tokens: int | None) -> 
         batch = batch_for(tokens or 0.0) if has_length else USUAL_BATCH_TOKENS
     values: dict[str, dict[str, Any]] = {
         "training": {"batch_tokens": batch},
-        "optim": {"learning_rate": usual_rate(batch)},
+        "optim": {"learning_rate": usual_rate(batch, *_width(recipe))},
     }
     if text_tokens is not None:
         passes = (tokens or 0.0) / max(1, text_tokens)
@@ -77,6 +78,13 @@ def settle(recipe: Recipe, *, tokens: float | None, text_tokens: int | None) -> 
             "many_passes": is_many,
         }
     return _filled(recipe, values)
+
+
+def _width(recipe: Recipe) -> tuple[int, ...]:
+    """Return the width the rate should fit; nothing where the model is another's, or rates are scaled by width already."""
+    if recipe.start.path is not None or recipe.optim.width_scaling != "none":
+        return ()
+    return (recipe.model.hidden_size or PRESETS[recipe.model.preset].hidden_size,)
 
 
 def settle_as(recipe: Recipe, resolved: Mapping[str, Any]) -> Recipe:
