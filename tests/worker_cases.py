@@ -20,7 +20,7 @@ from seedbed.hashing import fold, key_from
 from seedbed.models.trunks import set_recomputing
 from seedbed.objectives.causal_lm import CausalLMConfig
 from seedbed.objectives.masked_lm import MaskedLMConfig
-from seedbed.optim import OPTIMIZERS
+from seedbed.optim import OPTIMIZERS, muon
 from seedbed.training.averaging import WeightAverage, evaluation_weights
 from seedbed.training.checkpoint import Checkpoints
 from seedbed.training.compression import PowerSGDMemory
@@ -41,6 +41,9 @@ from seedbed.training.state import TrainingState
 from seedbed.training.step import Learner, MicroBatch, StepResult, train_step
 from seedbed.training.tensor_parallel import split
 from toys import VOCABULARY, toy_model, toy_reader
+
+# Products in float32 on every machine: in bfloat16 a sum in another order may round to another number, a thousand times further off.
+muon.cpu_multiplies_bfloat16 = lambda: False
 
 ROWS = 4  # of a micro-batch; there are four of them a step
 MODELS = {
