@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from seedbed.compare.page import build_page
+
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 WIDTH = 1520  # room for tables of a dozen columns
 
@@ -35,7 +37,12 @@ def main() -> None:
     (RESULTS / f"{options.name}.json").write_text(
         json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    picture(options.out / "compare.html", RESULTS / f"{options.name}.png", options.browser, options.height)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        page.write_text(
+            build_page(told), encoding="utf-8"
+        )  # of what is published, not the page with this machine's folders
+        picture(page, RESULTS / f"{options.name}.png", options.browser, options.height)
 
 
 def without_folders(told: Any) -> Any:
