@@ -39,9 +39,8 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        page.write_text(
-            build_page(told), encoding="utf-8"
-        )  # of what is published, not the page with this machine's folders
+        # Of what is published: the page in `out` shows this machine's folders.
+        page.write_text(build_page(told), encoding="utf-8")
         picture(page, RESULTS / f"{options.name}.png", options.browser, options.height)
 
 

@@ -262,7 +262,8 @@ def test_muon_is_torchs(scale):
 
 @pytest.mark.parametrize("form", ["adamw", "sgd"])
 def test_schedule_free_is_the_authors(form):
-    library = pytest.importorskip("schedulefree")
+    import schedulefree as library  # of the extra `test`
+
     if form == "adamw":
         config = ScheduleFreeAdamWConfig(learning_rate=0.01, weight_decay=0.1)
         make = lambda g: library.AdamWScheduleFree(g, lr=0.01, betas=(0.9, 0.98))  # noqa: E731
