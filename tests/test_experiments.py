@@ -11,7 +11,9 @@ import pytest
 
 from seedbed.commands.arm import arm_folder, recipe_of, settings_digest
 from seedbed.compare.config import CompareConfig
+from seedbed.compare.page import drawings
 from seedbed.config import load_config
+from seedbed.page import standalone
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -49,6 +51,14 @@ def test_a_result_is_one_of_an_experiment_and_names_no_folder(path):
     assert {result["arm"] for result in told["results"]} <= set(told["arms"])
     assert len(told["results"]) >= 2
     assert not re.search(r'"(/|~/|\.\./)', text)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_a_drawing_in_the_docs_is_of_the_published_result(path):
+    drawn = ROOT / "docs" / f"{path.stem}.svg"
+    if drawn.exists():
+        told = json.loads(path.read_text(encoding="utf-8"))
+        assert drawn.read_text(encoding="utf-8") == standalone(drawings(told)["measure"])
 
 
 def test_the_list_names_every_experiment():

@@ -213,3 +213,23 @@ def test_as_many_lines_as_a_page_has_look_different(count: int) -> None:
     drawn = ElementTree.fromstring(svg(_chart(series=lines)))
     keys = [p.get("class") for p in drawn.iter() if "series" in p.get("class", "")]
     assert sorted(keys) == sorted([*classes, *classes])  # the line, and its key in the legend
+
+
+def test_small_charts_stand_in_a_grid_and_keep_their_text_readable() -> None:
+    page = Page("t")
+    page.small_charts([_chart(title="one"), _chart(title="two", references=[Reference("unigram", 7.0)])])
+    html = page.html()
+    grid = html[html.index('<div class="small">') :]
+    drawn = [
+        ElementTree.fromstring(found) for found in re.findall(r"<svg viewBox=.*?</svg>", grid, re.DOTALL)
+    ]
+    assert [drawing.get("aria-label") for drawing in drawn] == ["one", "two"]
+    for drawing in drawn:
+        _, _, width, height = map(float, drawing.get("viewBox", "").split())
+        assert width < 420, "drawn at half the width of a text, a letter keeps its size"
+        for text in drawing.iter("text"):
+            assert 0 <= float(text.get("x", "")) < width
+            assert 0 <= float(text.get("y", "")) < height
+        heights = [float(line.get("y1", "")) for line in drawing.iter("line") if line.get("class") == "grid"]
+        assert len(heights) >= 3
+        assert max(heights) <= height - 42

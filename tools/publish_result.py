@@ -1,6 +1,7 @@
 """Copy what a comparison came to into experiments/results: its JSON, without this machine's folders, and its page as a PNG.
 
     python tools/publish_result.py runs/batch-masked batch_masked
+    python tools/publish_result.py experiments/results/batch_masked.json batch_masked     draws it anew
 
 The picture is taken by Chromium, whose command is --browser.
 """
@@ -14,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from seedbed.compare.page import build_page
+from seedbed.compare.page import build_page, drawings
+from seedbed.page import standalone
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 WIDTH = 1520  # room for tables of a dozen columns
@@ -25,18 +27,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="folder of the comparison")
+    parser.add_argument(
+        "out", type=Path, help="folder of the comparison; or its JSON, also one published before"
+    )
     parser.add_argument(
         "name", help="of the files: the experiment's, and after a hyphen what else there is to say"
+    )
+    parser.add_argument(
+        "--svg", type=Path, help="also write the drawing of the deciding measure there, for a page of docs"
     )
     parser.add_argument("--browser", default="chromium")
     parser.add_argument("--height", type=int, default=12500, help="of the picture, at most")
     options = parser.parse_args()
-    told = without_folders(json.loads((options.out / "compare.json").read_text(encoding="utf-8")))
+    source = options.out / "compare.json" if options.out.is_dir() else options.out
+    told = without_folders(json.loads(source.read_text(encoding="utf-8")))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(
         json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    if options.svg:
+        options.svg.write_text(standalone(drawings(told)["measure"]), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         # Of what is published: the page in `out` shows this machine's folders.
@@ -76,7 +86,9 @@ def picture(page: Path, png: Path, browser: str, height: int) -> None:
     ground = Image.new("RGB", image.size, image.getpixel((0, 0)))
     box = ImageChops.difference(image, ground).getbbox()
     bottom = min(image.height, (box[3] if box else image.height) + 24)
-    image.crop((0, 0, image.width, bottom)).quantize(64).save(png, optimize=True)
+    kept = image.crop((0, 0, image.width, bottom))
+    # The colours of a drawing are few pixels among much white and grey: the usual median cut loses them.
+    kept.quantize(64, method=Image.Quantize.MAXCOVERAGE).save(png, optimize=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from seedbed.compare.statistics import compare_blocks, needed_blocks, spread_interval
+from seedbed.compare.statistics import compare_blocks, letters, needed_blocks, spread_interval
 
 
 def scores_of(table, names="abcdefgh"):
@@ -180,3 +181,21 @@ def test_interval_of_one_arm_is_students():
     expected = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
     assert (low, high) == pytest.approx(expected)
     assert spread_interval([1.0]) is None
+
+
+def test_two_arms_share_a_letter_exactly_where_they_are_not_told_apart():
+    draw = np.random.default_rng(3)
+    for arms in range(2, 10):
+        names = "abcdefghi"[:arms]
+        pairs = list(itertools.combinations(names, 2))
+        for share in (0.0, 0.2, 0.5, 0.9, 1.0):
+            apart = {pair for pair in pairs if draw.random() < share}
+            given = letters(names, apart)
+            for first, second in pairs:
+                assert bool(set(given[first]) & set(given[second])) == ((first, second) not in apart)
+
+
+def test_letters_go_from_the_best_down_and_none_is_idle():
+    assert letters("wxyz", [("w", "z"), ("w", "y"), ("x", "z")]) == {"w": "a", "x": "ab", "y": "bc", "z": "c"}
+    assert letters("wx", []) == {"w": "a", "x": "a"}
+    assert letters("wx", [("w", "x")]) == {"w": "a", "x": "b"}

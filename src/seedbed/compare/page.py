@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seedbed.compare.config import CompareConfig
-from seedbed.compare.statistics import compare_blocks, spread_interval
+from seedbed.compare.statistics import compare_blocks, letters, spread_interval
 from seedbed.compare.verdict import Measure, frontier, judge, measures_of, set_apart
 from seedbed.page import Chart, Dot, Page, Series, Spot, dot_chart, format_number, scatter
 
 __all__ = ["build_page", "drawings", "outcome_of", "overview"]
+
+_LISTED = 4
+"""Of more arms than these, pairs are not listed one by one."""
 
 _COSTS = {
     "train_seconds": ("time", "training time (minutes)", 60.0),
@@ -138,10 +141,7 @@ def build_page(outcome: Mapping[str, Any]) -> str:
                 f" equal arms is {outcome['level']:.0%} (Tukey's test of all pairs, seeds as blocks).",
                 is_soft=True,
             )
-        for measure in (m for m in outcome["measures"] if m["contrasts"]):
-            page.table(*_contrasts(measure, outcome), align="llrrr", caption=measure["label"])
-            if measure["unsteady"]:
-                page.text(set_apart(measure["unsteady"], measure["noise"]), is_soft=True)
+        _differences(page, outcome, chosen)
         page.section("Quality over cost")
         for key, (_, label, unit) in _COSTS.items():
             if _is_equal(outcome, chosen, key):
@@ -152,8 +152,14 @@ def build_page(outcome: Mapping[str, Any]) -> str:
     page.text(
         "Validation loss of each arm's own objective; only arms of one objective compare.", is_soft=True
     )
-    for title, series in _curves(outcome):
-        page.line_chart(Chart(title, "tokens read", "validation loss (nats)", series))
+    charts = [
+        Chart(title, "tokens read", "validation loss (nats)", series) for title, series in _curves(outcome)
+    ]
+    if len(charts) > 2:
+        page.small_charts(charts)
+    else:
+        for chart in charts:
+            page.line_chart(chart)
     _where(page, outcome)
     _settings(page, outcome)
     return page.html()
@@ -273,14 +279,52 @@ def _is_equal(outcome: Mapping[str, Any], measure: Mapping[str, Any], key: str) 
     return max(spent) <= 1.02 * min(spent)
 
 
+def _differences(page: Page, outcome: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Show which arms differ by each measure: pair by pair, or by letters where there are many arms."""
+    tested = [m for m in outcome["measures"] if m["contrasts"]]
+    is_many = len(outcome["arms"]) > _LISTED
+    if is_many and tested:
+        signs = [_letters(m) for m in tested]
+        order = [*chosen["arms"], *(arm for arm in outcome["arms"] if arm not in chosen["arms"])]
+        rows = [
+            [
+                arm,
+                *(
+                    f"{_cell(m, arm).split(' ±')[0]} {own.get(arm, '')}"
+                    for m, own in zip(tested, signs, strict=True)
+                ),
+            ]
+            for arm in order
+        ]
+        page.table(["arm", *(m["label"] for m in tested)], rows, align="l" + "r" * len(tested))
+        page.text(
+            "In one column, two arms that share a letter are not told apart, and two that share none differ"
+            f" ({outcome['level']:.0%} for all pairs of a column together).",
+            is_soft=True,
+        )
+    for measure in [chosen] if is_many and chosen["contrasts"] else tested:
+        page.table(*_contrasts(measure, outcome), align="llrrr", caption=measure["label"])
+    for measure in tested:
+        if measure["unsteady"]:
+            said = set_apart(measure["unsteady"], measure["noise"])
+            page.text(f"{measure['label']}: {said}", is_soft=True)
+
+
+def _letters(measure: Mapping[str, Any]) -> dict[str, str]:
+    """Return the letters of the arms that were tested."""
+    tested = {arm for c in measure["contrasts"] for arm in (c["first"], c["second"])}
+    apart = [(c["first"], c["second"]) for c in measure["contrasts"] if c["is_found"]]
+    return letters([arm for arm in measure["arms"] if arm in tested], apart)
+
+
 def _contrasts(measure: Mapping[str, Any], outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return what each arm gains over the ones below it; of many arms, against the best one only."""
+    """Return what each arm gains over the ones below it; of many arms, what the best one gains over each."""
     order = list(measure["arms"])
     found = sorted(
         (_from_the_better(c, order) for c in measure["contrasts"]),
         key=lambda c: (order.index(c["first"]), order.index(c["second"])),
     )
-    if len(order) > 4:
+    if len(order) > _LISTED:
         found = [c for c in found if c["first"] == order[0]]
     rows = [
         [

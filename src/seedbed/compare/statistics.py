@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,15 @@ import numpy as np
 
 from seedbed.errors import DependencyError
 
-__all__ = ["POOLED_BELOW", "Contrast", "Differences", "compare_blocks", "needed_blocks", "spread_interval"]
+__all__ = [
+    "POOLED_BELOW",
+    "Contrast",
+    "Differences",
+    "compare_blocks",
+    "letters",
+    "needed_blocks",
+    "spread_interval",
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -234,6 +243,32 @@ def _welch(spreads: Sequence[tuple[float, float]]) -> tuple[float, float]:
     variances = [(spread**2, freedom) for spread, freedom in spreads]
     total = sum(variance for variance, _ in variances)
     return math.sqrt(total / 2), total**2 / sum(variance**2 / freedom for variance, freedom in variances)
+
+
+def letters(ranking: Sequence[str], apart: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return each arm's letters: two arms share one exactly where they are not told apart.
+
+    Source: Piepho (2004), An algorithm for a letter-based representation of all-pairwise comparisons, insert and absorb.
+
+    Args:
+        ranking: arms, best first; the best has an "a".
+        apart: pairs that were found to differ.
+    """
+    groups: list[set[str]] = [set(ranking)]
+    for first, second in apart:
+        split = []
+        for group in groups:
+            split += [group - {first}, group - {second}] if {first, second} <= group else [group]
+        groups = []
+        for group in sorted(split, key=len, reverse=True):
+            if not any(group <= other for other in groups):
+                groups.append(group)
+    groups.sort(key=lambda group: sorted(ranking.index(arm) for arm in group))
+    signs = [*string.ascii_lowercase, *string.ascii_uppercase]
+    return {
+        arm: "".join(signs[n % len(signs)] for n, group in enumerate(groups) if arm in group)
+        for arm in ranking
+    }
 
 
 def needed_blocks(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 WIDTH, _HEIGHT = 760, 330
+_SMALL_WIDTH, _SMALL_HEIGHT = 400, 220
 _TOP, _LEFT, _BOTTOM, _RIGHT = 26, 52, 42, 24
 _FONT = 12
 _HUES = 6
@@ -80,7 +81,8 @@ th{font-weight:600;border-bottom-width:2px}.r{text-align:right;font-variant-nume
 figure{margin:18px 0 22px}figcaption{font-weight:600;margin-bottom:2px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:.86rem;color:var(--soft);margin:2px 0 4px}
 .legend svg{width:24px;height:10px;margin-right:6px;vertical-align:middle}
-.chart{overflow-x:auto}.chart>svg{display:block;width:100%;min-width:520px;height:auto}
+.small{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:0 20px}.small figure{margin:8px 0 12px}
+.chart{overflow-x:auto}.chart>svg{display:block;width:100%;min-width:520px;height:auto}.small .chart>svg{min-width:0}
 pre{background:var(--tint);border-radius:8px;padding:12px 14px;overflow-x:auto;font:.86rem/1.5 ui-monospace,SFMono-Regular,
 Menlo,Consolas,"Noto Sans Mono CJK SC",monospace}
 """
@@ -117,7 +119,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A line chart; axis labels carry the unit, as in "loss (nats per target)"."""
+    """A line chart; axis labels carry the unit, as in "loss (nats per target)"; width and height are in pixels."""
 
     title: str
     x_label: str
@@ -127,6 +129,8 @@ class Chart:
     is_log_x: bool = False
     is_log_y: bool = False
     from_zero: bool = False
+    width: int = WIDTH
+    height: int = _HEIGHT
 
 
 class Page:
@@ -194,6 +198,13 @@ class Page:
         """Add preformatted text, such as a command."""
         self._parts.append(f"<pre>{escape(text)}</pre>")
 
+    def small_charts(self, charts: Sequence[Chart]) -> None:
+        """Add line charts two beside one another, where there are many of a kind."""
+        begin = len(self._parts)
+        for chart in charts:
+            self.line_chart(replace(chart, width=_SMALL_WIDTH, height=_SMALL_HEIGHT))
+        self._parts[begin:] = ['<div class="small">', *self._parts[begin:], "</div>"]
+
     def line_chart(self, chart: Chart) -> None:
         """Add a line chart."""
         colors = _colors(chart.series)
@@ -235,7 +246,7 @@ def svg(chart: Chart) -> str:
     x = float(_LEFT)
     for series, color in zip(chart.series, colors, strict=True):
         width = 24 + 6 + text_width(series.name) + 18
-        if rows[-1] and x + width > WIDTH - _RIGHT:
+        if rows[-1] and x + width > chart.width - _RIGHT:
             rows.append([])
             x = float(_LEFT)
         y = 18 * (len(rows) - 1)
@@ -246,7 +257,9 @@ def svg(chart: Chart) -> str:
         x += width
     height = 18 * len(rows)
     head, _, rest = _draw(chart, colors).partition("\n")
-    head = head.replace(f'"0 0 {WIDTH} {_HEIGHT}"', f'"0 {-height} {WIDTH} {_HEIGHT + height}"')
+    head = head.replace(
+        f'"0 0 {chart.width} {chart.height}"', f'"0 {-height} {chart.width} {chart.height + height}"'
+    )
     names = "".join(line for row in rows for line in row)
     legend = f'<g transform="translate(0 {6 - height})">{names}</g>'
     return standalone("\n".join([head, legend, rest]))
@@ -339,43 +352,43 @@ def _draw(chart: Chart, colors: Sequence[int]) -> str:
         return '<p class="soft">no points</p>'
     references = [r for r in chart.references if _fits(r.value, chart.is_log_y)]
     right = _RIGHT + max((10 + text_width(_reference_text(r)) for r in references), default=0.0)
-    x_axis = axis_over([x for x, _ in values], _LEFT, WIDTH - right, is_log=chart.is_log_x, pad=0.0)
+    x_axis = axis_over([x for x, _ in values], _LEFT, chart.width - right, is_log=chart.is_log_x, pad=0.0)
     y_values = [y for _, y in values] + [r.value for r in references] + ([0.0] if chart.from_zero else [])
     y_axis = axis_over(
-        y_values, _HEIGHT - _BOTTOM, _TOP, is_log=chart.is_log_y, pad=0.05, at_zero=chart.from_zero
+        y_values, chart.height - _BOTTOM, _TOP, is_log=chart.is_log_y, pad=0.05, at_zero=chart.from_zero
     )
 
-    out = [f'<svg viewBox="0 0 {WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
-    end = WIDTH - right
-    for value, text in y_axis.labels(7):
+    out = [f'<svg viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}">']
+    end = chart.width - right
+    for value, text in y_axis.labels(max(3, chart.height // 47)):
         y = y_axis(value)
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    base = _HEIGHT - _BOTTOM
+    base = chart.height - _BOTTOM
     out.append(f'<line class="axis" x1="{_LEFT}" x2="{end:.1f}" y1="{base}" y2="{base}"/>')
-    for value, text in x_axis.labels(7):
+    for value, text in x_axis.labels(max(3, chart.width // 105)):
         x = x_axis(value)
         out.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>')
         out.append(f'<text x="{x:.1f}" y="{base + 19}" text-anchor="middle">{text}</text>')
     out.append(f'<text x="2" y="12">{escape(chart.y_label)}</text>')
     middle = (_LEFT + end) / 2
     out.append(
-        f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(chart.x_label)}</text>'
+        f'<text x="{middle:.1f}" y="{chart.height - 6}" text-anchor="middle">{escape(chart.x_label)}</text>'
     )
-    out += _references(references, y_axis, end)
+    out += _references(references, y_axis, end, base)
     for series, points, color in zip(chart.series, lines, colors, strict=True):
         out += _line(series, points, color, chart, x_axis, y_axis)
     return "\n".join([*out, "</svg>"])
 
 
-def _references(references: Sequence[Reference], axis: _Axis, end: float) -> Iterator[str]:
+def _references(references: Sequence[Reference], axis: _Axis, end: float, base: float) -> Iterator[str]:
     """Draw reference lines; their labels stand at the right edge, pushed apart where they would overlap."""
     ordered = sorted(references, key=lambda r: axis(r.value))
     places: list[float] = []
     for reference in ordered:
         at = axis(reference.value)
         places.append(max(at, places[-1] + _FONT + 3) if places else at)
-    overflow = max(0.0, places[-1] - (_HEIGHT - _BOTTOM)) if places else 0.0
+    overflow = max(0.0, places[-1] - base) if places else 0.0
     for index in range(len(places) - 1, -1, -1):  # push back up what ran over the lower edge
         limit = places[index] - overflow if index == len(places) - 1 else places[index + 1] - _FONT - 3
         places[index] = min(places[index], limit)
