@@ -229,14 +229,15 @@ def test_what_an_arm_cannot_be_asked_is_said_on_the_page(tmp_path):
     )
     arms = {"masked": {}, "t5": {"objective.name": "span_corruption"}}
     judge = {"pll_tokens": 50, "text_mib": 0.01, "minimal_pairs": [str(tmp_path / "pairs.jsonl")]}
+    judge |= {"tasks": ["books-en"], "max_examples": 40}
     assert main(["compare", str(write(tmp_path, arms=arms, seeds=1, judge=judge))]) == 0
     found = {r["arm"]: r for r in outcome(tmp_path)["results"]}
     assert found["masked"]["minimal_pairs"]["rejected_lines"] == 1
-    assert found["t5"]["minimal_pairs"] is None
-    assert "encoder-decoder" in found["t5"]["not_asked"]["minimal pairs"]
-    assert "encoder-decoder has no likelihood" in (tmp_path / "out" / "compare.html").read_text(
-        encoding="utf-8"
-    )
+    assert found["t5"]["minimal_pairs"]["method"] == "infill_span"
+    assert "books-en" not in found["t5"]["probes"]
+    why = found["t5"]["not_asked"]["books-en, probe"]
+    assert "encoder-decoder" in why
+    assert why in (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
 
 
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys):

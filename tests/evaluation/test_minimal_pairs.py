@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +12,21 @@ import torch
 
 from seedbed.batch import Batch
 from seedbed.cli import main
+from seedbed.data.views import RowReader, RowSource
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation.minimal_pairs import MinimalPair, choose_pairs, read_pairs, report, score_pairs
 from seedbed.models.huggingface import write_huggingface
 from seedbed.models.language_model import LanguageModel
 from seedbed.models.pretraining_heads import make_extras
+from seedbed.objectives import OBJECTIVES
+from seedbed.optim import AdamWConfig
 from seedbed.tokenizer.load import wordpiece_backend
 from seedbed.tokenizer.tokenizer import Tokenizer
-from toys import toy_model
+from seedbed.training.step import Learner, MicroBatch, train_step
+from toys import RESERVED, ToySplit, toy_model
 
 PIECES = ["the", "cat", "cats", "dog", "run", "##s", "##ning", "sleep", "##ing", "##er", "."]
+STEPS = 200
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]
 
 
@@ -186,11 +190,94 @@ def test_wrong_combinations_are_refused_with_a_hint():
         with pytest.raises(IncompatibleError) as refused:
             score_pairs(model, tokenizer(), PAIRS, method=method)
         assert refused.value.hint
-    seq2seq = SimpleNamespace(
-        config=SimpleNamespace(stack="encoder_decoder", is_causal=True), head=object(), extras={}
-    )
-    with pytest.raises(IncompatibleError, match="encoder-decoder"):
-        score_pairs(seq2seq, tokenizer(), PAIRS)
+
+
+def gap_tokenizer(reserved=16):
+    """The toy vocabulary, with tokens in reserve as learned ones have them."""
+    names = [*VOCAB, *(f"x{i}" for i in range(64 - len(VOCAB))), *(f"[unused{i}]" for i in range(reserved))]
+    return Tokenizer(wordpiece_backend({name: i for i, name in enumerate(names)}, lowercase=True))
+
+
+def slow_gaps(model, ids, words, method):
+    """One word after the other, one row at a time; written out."""
+    total, start = 0.0, model.config.special_ids["decoder_start"]
+    for word in sorted(set(words)):
+        places = [p for p, w in enumerate(words) if w == word]
+        before, own, after = ids[: places[0]], [ids[p] for p in places], ids[places[-1] + 1 :]
+        if method == "infill_span":
+            read, decoder, first = [*before, 64, *after, 3], [start, 64, *own[:-1]], 1
+        else:
+            read, decoder, first = [2, *before, 4, *after, 3], [start, *before, *own[:-1]], len(before)
+        with torch.no_grad():
+            hidden = model.trunk(Batch(torch.tensor([read]), decoder_input_ids=torch.tensor([decoder])))
+            logs = model.logits(hidden.last[0]).log_softmax(1)
+        total += sum(float(logs[first + n, token]) for n, token in enumerate(own))
+    return total
+
+
+@pytest.mark.parametrize("batch_tokens", [24, 4096])
+@pytest.mark.parametrize("method", ["infill_span", "infill_text"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_is_asked_for_each_word_left_out(family, method, batch_tokens):
+    model = toy_model(family, vocabulary=RESERVED).eval()
+    scores = score_pairs(model, gap_tokenizer(), PAIRS, method=method, batch_tokens=batch_tokens)
+    assert scores.method == method
+    for number, item in enumerate(PAIRS):
+        for text, got in ((item.good, scores.good[number]), (item.bad, scores.bad[number])):
+            spans = gap_tokenizer().encode_spans([text])
+            expected = slow_gaps(model, spans.ids.tolist(), spans.pretokens.tolist(), method)
+            assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_gaps_are_sentinels_where_the_vocabulary_has_some_and_masks_where_it_has_none():
+    t5 = toy_model("t5", vocabulary=RESERVED)
+    assert score_pairs(t5, gap_tokenizer(), PAIRS).method == "infill_span"
+    plain = toy_model("t5")
+    assert score_pairs(plain, tokenizer(), PAIRS).method == "infill_text"
+    for model, method in ((plain, "pll"), (plain, "infill_span"), (toy_model("bert"), "infill_text")):
+        with pytest.raises(IncompatibleError) as refused:
+            score_pairs(model, tokenizer(), PAIRS, method=method)
+        assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "method", "options"),
+    [
+        ("span_corruption", "t5", "infill_span", {"noise_density": 0.3, "mean_span_length": 1.0}),
+        ("denoising", "bart", "infill_text", {}),
+    ],
+)
+def test_what_it_learned_of_tokens_left_out_shows_in_pairs(name, family, method, options):
+    """In the toy text, seven is added from token to token of a word: a few hundred steps, and pairs are told apart by it."""
+    objective = OBJECTIVES[name].model_validate(options).build(RESERVED, row_length=32, is_segmented=False)
+    model = toy_model(family, vocabulary=RESERVED, hidden_size=64, ffn_size=128)
+    learner = Learner([objective], objective.modules(model.trunk, model.head, seed=0))
+    reader = RowReader(objective.make_view(RowSource(ToySplit(400))), name=objective.view, seed=0)
+    optimizer = AdamWConfig(weight_decay=0.0).build(learner.parts.named_parameters())
+    pairs = [
+        pair(f"x{a} x{a + 7} x{a + 14} x{a + 21}", f"x{a} x{a + 7} x{a + 14 + off} x{a + 21}")
+        for a in range(26)
+        for off in (-9, -4, 3, 5)
+    ]
+
+    def accuracy():
+        found = score_pairs(model.eval(), gap_tokenizer(), pairs, method=method)
+        return found.points().mean()
+
+    before = accuracy()
+    for step in range(STEPS):
+        train_step(
+            learner,
+            optimizer,
+            [MicroBatch(*objective.make_batch(*reader.read(16 * step % (reader.num_rows - 16), 16)))],
+            objectives=[objective],
+            progress=1.0,
+            learning_rate=3e-3 * min(1.0, (step + 1) / 20) * (1 - step / STEPS),
+            max_grad_norm=1.0,
+        )
+    after = accuracy()
+    assert before < 0.7
+    assert after > 0.85
 
 
 def test_files_of_blimp_and_what_does_not_fit(tmp_path):

@@ -151,7 +151,7 @@ def _minimal_pairs(
             is_shifted=model.is_shifted,
             progress=console.progress,
         )
-    except IncompatibleError as error:  # an encoder-decoder, or no head that could tell
+    except IncompatibleError as error:  # no head that could tell
         not_asked["minimal pairs"] = error.message
         return None
     told = report(scores)

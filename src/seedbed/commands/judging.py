@@ -72,8 +72,11 @@ def text_objective(model: LoadedModel) -> ObjectiveConfig:
 def pair_method(model: LoadedModel) -> Method | None:
     """Return how a model is asked for minimal pairs where its kind does not say it.
 
-    A decoder trained by masked next-token prediction alone never read from left to right: it is asked for hidden tokens.
+    A decoder trained by masked next-token prediction alone never read from left to right: it is asked for hidden tokens. An
+    encoder-decoder that learned to write whole texts fills gaps by writing the whole text.
     """
+    if model.model.config.stack == "encoder_decoder":
+        return "infill_text" if "denoising" in model.objectives else None
     is_only_shifted = model.is_shifted and not {"causal_lm", "fill_in_middle", "prefix_lm"} & set(
         model.objectives
     )

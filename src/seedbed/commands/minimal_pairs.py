@@ -30,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="JSON lines, also .gz and .zst; or `english`")
     parser.add_argument(
         "--method",
-        choices=("likelihood", "pll", "pll_word_l2r", "detection"),
+        choices=("likelihood", "pll", "pll_word_l2r", "detection", "infill_span", "infill_text"),
         help="likelihood (causal); pll: each token hidden alone; pll_word_l2r: with the rest of its word; detection: how sure a"
-        " model of replaced tokens is of each. Default: by model, likelihood for hybrids",
+        " model of replaced tokens is of each; infill_span, infill_text: an encoder-decoder writes each word left out, by itself"
+        " or in the whole text. Default: by model, likelihood for hybrids",
     )
     parser.add_argument(
         "--max-pairs", type=int, default=0, metavar="N", help="pairs of each paradigm, chosen by hash; 0: all"

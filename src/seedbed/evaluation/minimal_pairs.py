@@ -5,7 +5,7 @@ It gets a point where it finds the acceptable one likelier.
 Source: BLiMP, Warstadt et al., arXiv 1912.00582 (layout and score; SLING, arXiv 2210.11689, is its like for Chinese).
 Likelihood of masked models: Salazar et al., arXiv 1910.14659, equation 1; with whole words hidden to the right: Kauf and
 Ivanova, arXiv 2305.10588 ("PLL-word-l2r"). A model of replaced tokens (ELECTRA) has no likelihood; it is asked how sure it is
-that each token of a sentence is the original one.
+that each token of a sentence is the original one. An encoder-decoder is asked for words left out (`infilling.py`).
 Differs from BLiMP: a tie counts half, so that a model that tells nothing apart scores 50 %.
 """
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ from seedbed.corpus.lines import read_lines
 from seedbed.corpus.rejects import Reject
 from seedbed.corpus.sources import Source, WrongEndingError, open_source
 from seedbed.errors import DataError, IncompatibleError
+from seedbed.evaluation.infilling import Gap, Infilling, gap_log_probabilities, infilling_vocabulary
 from seedbed.models.language_model import LanguageModel
+from seedbed.objectives.base import Vocabulary
 from seedbed.progress import Progress, silent
 from seedbed.runtime import autocast
 from seedbed.tokenizer.tokenizer import Tokenizer
@@ -44,8 +47,10 @@ __all__ = [
     "score_pairs",
 ]
 
-Method = Literal["likelihood", "pll", "pll_word_l2r", "detection"]
-METHODS: tuple[Method, ...] = ("likelihood", "pll", "pll_word_l2r", "detection")
+Method = Literal["likelihood", "pll", "pll_word_l2r", "detection", "infill_span", "infill_text"]
+METHODS: tuple[Method, ...] = get_args(Method)
+_GAPS: tuple[Infilling, ...] = get_args(Infilling)
+_WHOLE = tuple(method for method in METHODS if method not in _GAPS)
 _MAX_LINE_BYTES = 1 << 20
 _BATCH_TOKENS = 8192
 _MAX_LOGITS = 1 << 26
@@ -160,13 +165,15 @@ def score_pairs(
     `[CLS] sentence [SEP]` once for each token, with that token hidden ("pll"), or with it and the rest of its word hidden
     ("pll_word_l2r"). A model of two streams (XLNet) predicts each token from all others. A decoder trained with masked
     next-token prediction (GPT-BERT's hybrid) can be asked either way: it names a hidden token at the place before it, reading
-    both sides. Scores do not depend on what is batched together beyond rounding.
+    both sides. An encoder-decoder reads the sentence once for each word, with that word left out, and is asked for its tokens.
+    Scores do not depend on what is batched together beyond rounding.
 
     Args:
         model: with its language-model head, on its device.
         tokenizer: of the model.
         pairs: what to score; pairs with a sentence longer than the model reads are left out and listed.
-        method: None: "likelihood" for causal models, "detection" for those that only tell replaced tokens, else "pll".
+        method: None: "likelihood" for causal models, "detection" for those that only tell replaced tokens, "infill_span" for
+            encoder-decoders whose vocabulary has sentinels and "infill_text" for others, else "pll".
         is_shifted: the model names hidden tokens from the place before them (masked next-token prediction).
         batch_tokens: tokens of one forward pass at most.
         compute_dtype: number type of the matrix products.
@@ -178,8 +185,11 @@ def score_pairs(
     method = _checked(model, tokenizer, method, is_shifted=is_shifted)
     sentences = [text for pair in pairs for text in (pair.good, pair.bad)]
     ids, words = _encode(tokenizer, sentences)
-    frame = _frame(tokenizer, is_causal=model.config.is_causal)
-    find = _originality if method == "detection" else _log_probabilities
+    frame = _frame(tokenizer, is_causal=model.config.is_causal and method not in _GAPS)
+    find: _Find = _originality if method == "detection" else _log_probabilities
+    if method == "infill_span" or method == "infill_text":
+        vocabulary, way = infilling_vocabulary(model, tokenizer, method)
+        find = partial(_filled, vocabulary=vocabulary, way=way)
     room = model.config.max_length - sum(x is not None for x in frame)
     fits = [bool(len(i)) and len(i) <= room for i in ids]
     left_out = []
@@ -253,7 +263,10 @@ def report(scores: PairScores) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One forward row: which sentence, which of its tokens are predicted (all, if causal), which are hidden."""
+    """One forward row: which sentence, which of its tokens is predicted (None: all), which are hidden.
+
+    Of a gap that is filled, all hidden tokens are predicted.
+    """
 
     sentence: int
     predicted: int | None
@@ -261,6 +274,8 @@ class _Row:
 
 
 Frame = tuple[int | None, int | None]
+_Find = Callable[..., list[float]]
+"""Scores the rows of one batch."""
 
 
 def _checked(
@@ -280,11 +295,15 @@ def _checked(
             "this model has no language-model head; it gives no probabilities.",
             hint="load a folder that was saved with its head",
         )
-    if config.stack == "encoder_decoder":
+    has_decoder = config.stack == "encoder_decoder"
+    if method is not None and has_decoder != (method in _GAPS):
+        kind, ways = ("an encoder-decoder", _GAPS) if has_decoder else ("a model of one stack", _WHOLE)
         raise IncompatibleError(
-            "an encoder-decoder has no likelihood of a sentence by itself.",
-            hint="score an encoder or a decoder",
+            f"method {method} does not fit {kind}.", hint=f"choose {', '.join(ways[:-1])} or {ways[-1]}"
         )
+    if has_decoder:
+        way = next((way for way in _GAPS if way == method), None)
+        return infilling_vocabulary(model, tokenizer, way)[1]
     chosen: Method = method or ("likelihood" if config.is_causal else "pll")
     fits = config.is_causal if chosen == "likelihood" else not config.is_causal or is_shifted
     if not fits:
@@ -321,17 +340,19 @@ def _frame(tokenizer: Tokenizer, *, is_causal: bool) -> Frame:
 def _rows_of(
     sentences: Sequence[int], ids: Sequence[Sequence[int]], words: Sequence[Sequence[int]], method: Method
 ) -> list[_Row]:
-    """Return the rows to run: one a token where tokens are hidden, else one a sentence."""
+    """Return the rows to run: one a token where tokens are hidden, one a word where gaps are filled, else one a sentence."""
     if method in ("likelihood", "detection"):
         return [_Row(sentence, None) for sentence in sentences]
     rows = []
     for sentence in sentences:
-        for place, word in enumerate(words[sentence]):
+        own = words[sentence]
+        for place, word in enumerate(own):
             end = place + 1
-            if method == "pll_word_l2r":
-                while end < len(ids[sentence]) and words[sentence][end] == word:
+            if method != "pll":
+                while end < len(own) and own[end] == word:
                     end += 1
-            rows.append(_Row(sentence, place, tuple(range(place, end))))
+            if method not in _GAPS or place == 0 or own[place - 1] != word:
+                rows.append(_Row(sentence, place, tuple(range(place, end))))
     return rows
 
 
@@ -344,7 +365,7 @@ def _batches(
         end, logits = start, 0
         while end < len(rows):
             length = len(ids[rows[end].sentence])
-            logits += vocab_size * (length if rows[end].predicted is None else 1)
+            logits += vocab_size * (length if rows[end].predicted is None else len(rows[end].hidden))
             if end > start and (
                 (end + 1 - start) * (length + num_special) > batch_tokens or logits > _MAX_LOGITS
             ):
@@ -447,6 +468,23 @@ def _originality(
         logits = model.extras["replaced_token"](model.trunk(batch).last)[..., 0].float()
     sure = torch.nn.functional.logsigmoid(-logits).double()  # the logit is that of a replaced token
     return [float(x) for x in (sure * is_token.to(device)).sum(1)]
+
+
+def _filled(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[_Row],
+    ids: Sequence[Sequence[int]],
+    frame: Frame,
+    compute_dtype: torch.dtype,
+    *,
+    is_shifted: bool,
+    vocabulary: Vocabulary,
+    way: Infilling,
+) -> list[float]:
+    """Return the summed log-probability of the tokens each row leaves out."""
+    gaps = [Gap(ids[row.sentence], row.hidden[0], row.hidden[-1] + 1) for row in rows]
+    return gap_log_probabilities(model, vocabulary, gaps, way, compute_dtype)
 
 
 def _query_features(
