@@ -95,6 +95,22 @@ def test_hiding_the_rest_of_a_word_matters_only_in_words_of_several_pieces():
     assert plain.bad[2] != pytest.approx(l2r.bad[2])  # two pieces
 
 
+@pytest.mark.parametrize(("family", "method"), [("bert", "pll_word_l2r"), ("t5", "infill_text")])
+def test_chinese_words_are_those_of_the_segmenter(family, method):
+    """The vocabulary has a token for each character; 我们 / 喜欢 / 北京 are hidden as words."""
+    names = [*VOCAB[:5], *"我们喜欢北京的人"]
+    names += [f"x{i}" for i in range(64 - len(names))]
+    chinese = Tokenizer(wordpiece_backend({name: i for i, name in enumerate(names)}, lowercase=True))
+    item = pair("我们喜欢北京", "我们喜欢北京的人")
+    ids = chinese.encode(item.good)
+    assert len(ids) == 6
+    model = toy_model(family).eval()
+    scores = score_pairs(model, chinese, [item], method=method)
+    by_word = slow if family == "bert" else slow_gaps
+    assert scores.good[0] == pytest.approx(by_word(model, ids, [0, 0, 1, 1, 2, 2], method), abs=1e-4)
+    assert abs(scores.good[0] - by_word(model, ids, [0, 1, 2, 3, 4, 5], method)) > 1e-3
+
+
 def test_a_two_stream_model_predicts_each_token_from_all_others():
     model, words = toy_model("bert", query_stream=True), tokenizer()
     scores = score_pairs(model, words, PAIRS)

@@ -28,6 +28,7 @@ from seedbed.batch import Batch
 from seedbed.corpus.lines import read_lines
 from seedbed.corpus.rejects import Reject
 from seedbed.corpus.sources import Source, WrongEndingError, open_source
+from seedbed.data.marks import WORD, mark_tokens
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.evaluation.infilling import Gap, Infilling, gap_log_probabilities, infilling_vocabulary
 from seedbed.models.language_model import LanguageModel
@@ -318,15 +319,18 @@ def _checked(
 
 
 def _encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the token ids of each sentence, and the number of the word each token belongs to."""
+    """Return the token ids of each sentence, and the number of the word each token belongs to: in Chinese the segmenter's."""
     ids: list[list[int]] = []
     words: list[list[int]] = []
     for start in range(0, len(sentences), 4096):
-        spans = tokenizer.encode_spans(sentences[start : start + 4096])
+        texts = sentences[start : start + 4096]
+        spans = tokenizer.encode_spans(texts)
+        marks = mark_tokens(texts, spans.tokens(texts), special_ids=(), segment_chinese=True)
+        numbers = np.cumsum((marks & WORD) > 0)
         ends = np.cumsum(spans.counts).tolist()
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             ids.append(spans.ids[begin:end].tolist())
-            words.append(spans.pretokens[begin:end].tolist())
+            words.append(numbers[begin:end].tolist())
     return ids, words
 
 
