@@ -17,6 +17,7 @@ import yaml
 
 import seedbed
 from seedbed.cli import main
+from seedbed.compare import page
 from tiny_runs import tiny_sections, write_sentences
 
 
@@ -302,6 +303,32 @@ def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
         CompareConfig, {"arms": {"a": {}, "b": {}, "c": {}}, "cost": {"tokens": 1}, "seeds": 2}, place="test"
     )
     assert outcome_of(tokens, results)["drifted"] == []
+
+
+def test_what_the_machine_was_too_slow_for_is_trained_again_and_nothing_else(tmp_path, monkeypatch, capfd):
+    path = write(tmp_path, seeds=1)
+    assert main(["compare", str(path)]) == 0
+    before = outcome(tmp_path)
+    assert main(["compare", str(path), "--again"]) == 0
+    assert "none is trained again" in capfd.readouterr().err
+    assert outcome(tmp_path)["results"] == before["results"]
+
+    verdicts = [[("high", 0)]]  # of the first question only
+    monkeypatch.setattr(
+        page, "usable", lambda config, results: (dict(results), verdicts.pop() if verdicts else [])
+    )
+    assert main(["compare", str(path), "--again"]) == 0
+    assert "trained again: high (seed 0)" in capfd.readouterr().err
+    after = outcome(tmp_path)
+    assert results_of(after) == results_of(before), "the same run"
+    again = {r["arm"]: r for r in after["results"]}
+    kept = {r["arm"]: r for r in before["results"]}
+    assert again["masked"] == kept["masked"]
+    assert again["causal"] == kept["causal"]
+    assert again["high"] != kept["high"], "measured anew"
+    aside = [p.name for p in (tmp_path / "out" / "arms").iterdir() if p.name.endswith(".aside-1")]
+    assert len(aside) == 1
+    assert aside[0].startswith("high-0-")
 
 
 @pytest.mark.parametrize("words", [["compare", "--print"], ["compare", "--help"]])

@@ -119,6 +119,26 @@ def test_other_settings_are_another_job(board):
     assert board.add([Job("masked", 0, "two")]) == 1
 
 
+def test_a_result_set_aside_is_made_anew_and_counts_then(board, address):
+    board.add(JOBS[:2])
+    for loss in (1.0, 2.0):
+        board.finish(board.claim()[0], {"loss": loss}, value=loss)
+    key = JOBS[1].key
+    assert board.renew(key)
+    assert not board.renew(key), "it waits already"
+    assert board.add(JOBS[:2]) == 0
+    assert set(board.results()) == {JOBS[0].key}
+    ticket, job, attempt = Board(address, "arms").claim()
+    assert (job.key, job.renewals, attempt) == (key, 1, 1)
+    board.give_back(ticket)
+    ticket, job, _ = board.claim()
+    assert job.renewals == 1
+    board.finish(ticket, {"loss": 3.0}, value=3.0)
+    assert board.results() == {JOBS[0].key: {"loss": 1.0}, key: {"loss": 3.0}}
+    assert board.renew(key)
+    assert board.claim()[1].renewals == 2
+
+
 def test_what_was_given_back_waits_again_and_what_failed_does_not(board):
     board.add(JOBS[:2])
     keys = [job.key for job in JOBS[:2]]

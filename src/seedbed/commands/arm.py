@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["arm_folder", "recipe_of", "run_arm", "settings_digest"]
 
 _SHARED = ("corpus", "tokenizer", "tokens", "start")
-_PRODUCTS = 40
+_PRODUCTS = 400
+"""A second or two of them: a machine that stood still for a tenth of a second was not slow for minutes."""
 
 
 def recipe_of(config: CompareConfig, arm: str, seed: int) -> Recipe:

@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   seedbed compare compare.yaml cost.minutes=3 seeds=1            a first look
   seedbed compare compare.yaml --only masked causal              these arms
   seedbed compare compare.yaml --report                          the page of what is finished, and nothing else
+  seedbed compare compare.yaml --again                           at equal minutes: what the machine was too slow for, once more
   seedbed compare --print                                        every key with its meaning
 
 A comparison file names the shared recipe and the arms:
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="JSON",
         help="take results over from the compare.json of the same comparison elsewhere: the same arms, seeds and settings",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="first set the runs aside that were left out because the machine's speed had moved, so that they are trained again",
     )
     parser.add_argument("--print", action="store_true", help="print the keys of a comparison explained")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -94,6 +100,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"there is no arm {unknown[0]!r}.", hint=f"arms: {', '.join(config.arms)}")
     for path in options.outcomes:
         _take_over(path, config, console)
+    if options.again:
+        _renew(config, console)
     if not options.report and (
         stopped := work(options.file, options.overrides, config, console, options.only)
     ):
@@ -178,6 +186,30 @@ def _take_over(path: Path, config: CompareConfig, console: Console) -> None:
         console.note(f"  left out: {why}")
 
 
+def _renew(config: CompareConfig, console: Console) -> None:
+    """Put the runs up again that do not compare with the others."""
+    from seedbed.compare.page import usable
+
+    _, drifted = usable(config, results_of(config))
+    jobs, board = {(job.arm, job.seed): job for job in _jobs(config)}, _board(config)
+    renewed = [which for which in drifted if board.renew(jobs[which].key)]
+    if not renewed:
+        console.note("no run was left out for the speed of the machine; none is trained again")
+        return
+    listed = ", ".join(f"{arm} (seed {seed})" for arm, seed in sorted(renewed))
+    console.note(f"trained again: {listed}")
+
+
+def _make_room(config: CompareConfig, job: Job) -> None:
+    """Move the folder of a run aside whose result was; the one that replaces it begins anew, and goes on where it is stopped."""
+    from seedbed.commands.arm import arm_folder
+
+    folder = arm_folder(config, job.arm, job.seed)
+    aside = folder.with_name(f"{folder.name}.aside-{job.renewals}")
+    if job.renewals and folder.exists() and not aside.exists():
+        folder.rename(aside)
+
+
 def _jobs(config: CompareConfig) -> list[Job]:
     """Return every arm under every seed; all arms have their first seed before any has its second."""
     from seedbed.commands.arm import settings_digest
@@ -220,6 +252,7 @@ def _until_done(
         done = sum(key in board.results() for key in wanted)
         console.heading(f"{job.arm}, seed {job.seed} ({done + 1} of {len(wanted)})")
         with board.alive(ticket):
+            _make_room(config, job)
             code, errors = in_process(words, job.arm, job.seed, received)
         if code == 0:
             from seedbed.commands.arm import arm_folder

@@ -31,6 +31,7 @@ __all__ = ["Board", "Job", "alive", "is_gone", "open_storage", "optuna", "taking
 _BEAT_SECONDS = 20.0
 _SILENCE_SECONDS = 120.0
 _CLOCK_SECONDS = 5.0
+_ASIDE = "set aside "
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,13 @@ class Job:
         arm: its name.
         seed: what keys order, masks and initial weights.
         settings: what the arm is; a job of other settings is another job.
+        renewals: how often a result of it was set aside, so that it is done anew.
     """
 
     arm: str
     seed: int
     settings: str
+    renewals: int = 0
 
     @property
     def key(self) -> str:
@@ -99,6 +102,16 @@ class Board:
             for job in new:
                 self._put(job, attempt=1)
         return len(new)
+
+    def renew(self, key: str) -> bool:
+        """Set the result of a finished job aside and put the job up again; says whether there was one."""
+        with taking_turns(self._storage):
+            done = [e for e in self._live() if e.key == key and e.state == self._states.COMPLETE]
+            for entry in done:
+                self._storage.set_study_user_attr(self._study_id, f"{_ASIDE}{entry.trial_id}", key)
+            if done:
+                self._put(Job(**json.loads(done[0].attributes["fields"])), attempt=1)
+        return bool(done)
 
     def alive(self, ticket: int) -> AbstractContextManager[None]:
         """Give signs of life for a job while the block runs."""
@@ -192,15 +205,24 @@ class Board:
         }
 
     def _put(self, job: Job, *, attempt: int) -> None:
-        fields = {"arm": job.arm, "seed": job.seed, "settings": job.settings}
+        renewals = list(self._aside().values()).count(job.key)
+        fields = {"arm": job.arm, "seed": job.seed, "settings": job.settings, "renewals": renewals}
         attributes = {"job": job.key, "fields": json.dumps(fields), "attempt": attempt}
         self._storage.create_new_trial(
             self._study_id,
             template_trial=self._trial(state=self._states.WAITING, user_attrs=dict(attributes)),
         )
 
+    def _aside(self) -> dict[int, str]:
+        """Return the trials whose results were set aside, with the keys of their jobs; a finished trial takes no mark itself."""
+        marks = self._storage.get_study_user_attrs(self._study_id)
+        return {
+            int(name.removeprefix(_ASIDE)): str(key) for name, key in marks.items() if name.startswith(_ASIDE)
+        }
+
     def _entries(self) -> list[_Entry]:
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        aside = self._aside()
         return [
             _Entry(
                 t._trial_id,
@@ -210,7 +232,7 @@ class Board:
                 t.datetime_start.timestamp() if t.datetime_start else 0.0,
             )
             for t in trials
-            if "job" in t.user_attrs
+            if "job" in t.user_attrs and t._trial_id not in aside
         ]
 
     def _live(self) -> list[_Entry]:

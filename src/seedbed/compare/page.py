@@ -11,7 +11,7 @@ from seedbed.compare.statistics import compare_blocks, letters, spread_interval
 from seedbed.compare.verdict import Measure, frontier, judge, measures_of, set_apart
 from seedbed.page import Chart, Dot, Page, Series, Spot, dot_chart, format_number, scatter
 
-__all__ = ["build_page", "drawings", "outcome_of", "overview"]
+__all__ = ["build_page", "drawings", "outcome_of", "overview", "usable"]
 
 _LISTED = 4
 """Of more arms than these, pairs are not listed one by one."""
@@ -25,14 +25,14 @@ _COSTS = {
 
 def outcome_of(config: CompareConfig, results: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
     """Return everything the page says, as JSON values: settings, results, measures with their tests, the verdict."""
-    usable, drifted = _usable(config, results)
-    verdict = judge(usable, by=config.judge.by, level=config.level, cost=config.cost.kind)
+    kept, drifted = usable(config, results)
+    verdict = judge(kept, by=config.judge.by, level=config.level, cost=config.cost.kind)
     sentences = list(verdict.sentences)
     if drifted:
         listed = ", ".join(f"{arm} (seed {seed})" for arm, seed in sorted(drifted))
         sentences.append(
             f"Left out, because the machine's speed had moved by more than {config.cost.max_drift:.0%} while they ran: {listed}."
-            " Compare at equal tokens or operations on a machine with other work on it."
+            " --again trains them again; on a machine with other work on it, compare at equal tokens or operations."
         )
     missing = [
         f"{arm} (seed {seed})"
@@ -51,7 +51,7 @@ def outcome_of(config: CompareConfig, results: Mapping[tuple[str, int], Mapping[
         "results": [dict(result) for result in results.values()],
         "missing": missing,
         "drifted": [f"{arm}/{seed}" for arm, seed in sorted(drifted)],
-        "measures": [_told(measure, config.level) for measure in measures_of(usable)],
+        "measures": [_told(measure, config.level) for measure in measures_of(kept)],
         "verdict": {
             "by": verdict.measure.key if verdict.measure else None,
             "over": verdict.over,
@@ -165,10 +165,10 @@ def build_page(outcome: Mapping[str, Any]) -> str:
     return page.html()
 
 
-def _usable(
+def usable(
     config: CompareConfig, results: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> tuple[dict[tuple[str, int], Mapping[str, Any]], list[tuple[str, int]]]:
-    """Return the results that compare: at equal minutes, only those run at one speed of the machine."""
+    """Return the results that compare, and which do not: at equal minutes, only those run at one speed of the machine do."""
     if config.cost.kind != "minutes" or not results:
         return dict(results), []
     speeds = {key: [float(s) for s in r["product_gflops"]] for key, r in results.items()}
