@@ -270,9 +270,8 @@ def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
     from seedbed.compare.page import outcome_of
     from seedbed.config import validate
 
-    config = validate(
-        CompareConfig, {"arms": {"a": {}, "b": {}, "c": {}}, "cost": {"minutes": 1}, "seeds": 2}, place="test"
-    )
+    three = {"arms": {"a": {}, "b": {}, "c": {}}, "seeds": 3}
+    config = validate(CompareConfig, {**three, "cost": {"minutes": 1}}, place="test")
     base = {
         "kind": "masked",
         "likelihood_unit": "nats",
@@ -292,16 +291,17 @@ def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
             "seed": seed,
             "likelihood": 4.0 + 0.1 * seed + 0.01 * "abc".index(arm),
             "product_gflops": [100.0, 70.0 if (arm, seed) == ("c", 1) else 101.0],
+            # Arms differ in what they read in the time; seeds of one arm should not.
+            "tokens": (4_000 if arm == "a" else 3_000) * (0.85 if (arm, seed) == ("b", 2) else 1),
         }
         for arm in "abc"
-        for seed in (0, 1)
+        for seed in (0, 1, 2)
     }
     told = outcome_of(config, results)
-    assert told["drifted"] == ["c/1"]
-    assert re.search(r"moved by more than 10%.*c \(seed 1\)", " ".join(told["verdict"]["sentences"]))
-    tokens = validate(
-        CompareConfig, {"arms": {"a": {}, "b": {}, "c": {}}, "cost": {"tokens": 1}, "seeds": 2}, place="test"
-    )
+    assert told["drifted"] == ["b/2", "c/1"]
+    said = " ".join(told["verdict"]["sentences"])
+    assert re.search(r"moved by more than 10%.*b \(seed 2\), c \(seed 1\)", said)
+    tokens = validate(CompareConfig, {**three, "cost": {"tokens": 1}}, place="test")
     assert outcome_of(tokens, results)["drifted"] == []
 
 

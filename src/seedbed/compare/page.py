@@ -173,9 +173,15 @@ def usable(
         return dict(results), []
     speeds = {key: [float(s) for s in r["product_gflops"]] for key, r in results.items()}
     middle = statistics.median(s for own in speeds.values() for s in own)
-    drifted = [
-        key for key, own in speeds.items() if max(abs(s / middle - 1.0) for s in own) > config.cost.max_drift
-    ]
+    moved = {key: max(abs(s / middle - 1.0) for s in own) for key, own in speeds.items()}
+    # A product takes a second or two. That a machine was slow at the moment a run was planned shows in the tokens it was given.
+    for arm in {arm for arm, _ in results}:
+        tokens = {key: float(r["tokens"]) for key, r in results.items() if key[0] == arm}
+        if len(tokens) > 2:
+            usual = statistics.median(tokens.values())
+            for key, own in tokens.items():
+                moved[key] = max(moved[key], abs(own / usual - 1.0))
+    drifted = [key for key in results if moved[key] > config.cost.max_drift]
     return {key: r for key, r in results.items() if key not in drifted}, drifted
 
 
