@@ -313,10 +313,14 @@ def test_what_the_machine_was_too_slow_for_is_trained_again_and_nothing_else(tmp
     assert "none is trained again" in capfd.readouterr().err
     assert outcome(tmp_path)["results"] == before["results"]
 
-    verdicts = [[("high", 0)]]  # of the first question only
+    verdicts: list[list[tuple[str, int]]] = []
     monkeypatch.setattr(
         page, "usable", lambda config, results: (dict(results), verdicts.pop() if verdicts else [])
     )
+    verdicts.append([("high", 0)])  # of the next question only
+    assert main(["compare", str(path), "--again", "--only", "masked"]) == 0
+    assert "none is trained again" in capfd.readouterr().err
+    verdicts.append([("high", 0)])
     assert main(["compare", str(path), "--again"]) == 0
     assert "trained again: high (seed 0)" in capfd.readouterr().err
     after = outcome(tmp_path)

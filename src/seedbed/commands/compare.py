@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     for path in options.outcomes:
         _take_over(path, config, console)
     if options.again:
-        _renew(config, console)
+        _renew(config, console, options.only)
     if not options.report and (
         stopped := work(options.file, options.overrides, config, console, options.only)
     ):
@@ -186,13 +186,13 @@ def _take_over(path: Path, config: CompareConfig, console: Console) -> None:
         console.note(f"  left out: {why}")
 
 
-def _renew(config: CompareConfig, console: Console) -> None:
+def _renew(config: CompareConfig, console: Console, only: Sequence[str] | None) -> None:
     """Put the runs up again that do not compare with the others."""
     from seedbed.compare.page import usable
 
     _, drifted = usable(config, results_of(config))
     jobs, board = {(job.arm, job.seed): job for job in _jobs(config)}, _board(config)
-    renewed = [which for which in drifted if board.renew(jobs[which].key)]
+    renewed = [which for which in drifted if (not only or which[0] in only) and board.renew(jobs[which].key)]
     if not renewed:
         console.note("no run was left out for the speed of the machine; none is trained again")
         return
