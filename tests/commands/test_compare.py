@@ -267,7 +267,7 @@ def test_equal_operations_give_cheaper_arms_more_steps(tmp_path, capsys):
 
 def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
     from seedbed.compare.config import CompareConfig
-    from seedbed.compare.page import outcome_of
+    from seedbed.compare.page import outcome_of, overview
     from seedbed.config import validate
 
     three = {"arms": {"a": {}, "b": {}, "c": {}}, "seeds": 3}
@@ -301,6 +301,8 @@ def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
     assert told["drifted"] == ["b/2", "c/1"]
     said = " ".join(told["verdict"]["sentences"])
     assert re.search(r"moved by more than 10%.*b \(seed 2\), c \(seed 1\)", said)
+    _, rows = overview(told)
+    assert {row[0]: row[1] for row in rows} == {"a": "3", "b": "2", "c": "2"}, "seeds that count"
     tokens = validate(CompareConfig, {**three, "cost": {"tokens": 1}}, place="test")
     assert outcome_of(tokens, results)["drifted"] == []
 

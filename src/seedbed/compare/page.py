@@ -84,7 +84,7 @@ def overview(outcome: Mapping[str, Any], *, is_short: bool = False) -> tuple[lis
     shown = ["minutes", "tokens/s"] if is_short else list(costs)
     rows = []
     for arm in order:
-        own = [r for r in outcome["results"] if r["arm"] == arm]
+        own = _counted(outcome, arm)
         cells = [_cell(m, arm) for m in measures]
         rows.append([arm, str(len(own)), *cells, *(costs[name](own) for name in shown)])
     return ["arm", "seeds", *(m["label"] for m in measures), *shown], rows
@@ -270,7 +270,7 @@ def _frontier(
 ) -> str:
     points = {}
     for arm, own in measure["arms"].items():
-        runs = [r for r in outcome["results"] if r["arm"] == arm]
+        runs = _counted(outcome, arm)
         points[arm] = (_mean(runs, key) / unit, own["mean"])
     joined = frontier(points, is_higher_better=measure["is_higher_better"])
     spots = [Spot(arm, x, y, 2 if arm in joined else 0) for arm, (x, y) in points.items()]
@@ -279,9 +279,15 @@ def _frontier(
     )
 
 
+def _counted(outcome: Mapping[str, Any], arm: str) -> list[Mapping[str, Any]]:
+    """Return the results of an arm that were not left out; all of them where all were."""
+    own = [r for r in outcome["results"] if r["arm"] == arm]
+    return [r for r in own if f"{arm}/{r['seed']}" not in outcome["drifted"]] or own
+
+
 def _is_equal(outcome: Mapping[str, Any], measure: Mapping[str, Any], key: str) -> bool:
     """Say whether all arms cost the same by this, within 2 %: then there is nothing to draw over."""
-    spent = [_mean([r for r in outcome["results"] if r["arm"] == arm], key) for arm in measure["arms"]]
+    spent = [_mean(_counted(outcome, arm), key) for arm in measure["arms"]]
     return max(spent) <= 1.02 * min(spent)
 
 
