@@ -70,9 +70,11 @@ def test_three_arms_two_seeds(tmp_path, capsys, monkeypatch):
     assert len(told["results"]) == 6
     assert not told["missing"]
     by_key = {m["key"]: m for m in told["measures"]}
-    assert set(by_key) == {"likelihood:masked", "minimal_pairs"}
+    pairs = {"minimal_pairs", "minimal_pairs:one_length", "minimal_pairs:per_token"}
+    assert set(by_key) == {"likelihood:masked", *pairs}
     assert set(by_key["likelihood:masked"]["arms"]) == {"masked", "high"}
-    assert told["verdict"]["by"] == "minimal_pairs", "the arms are of two kinds"
+    # The arms are of two kinds, and this small vocabulary makes many pairs of two lengths.
+    assert told["verdict"]["by"] == "minimal_pairs:one_length"
     causal = next(r for r in told["results"] if r["arm"] == "causal")
     assert causal["kind"] == "causal"
     assert causal["tokens"] == 512

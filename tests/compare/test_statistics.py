@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from seedbed.compare.statistics import compare_blocks, letters, needed_blocks, spread_interval
+from seedbed.compare.statistics import adjusted_means, compare_blocks, letters, needed_blocks, spread_interval
 
 
 def scores_of(table, names="abcdefgh"):
@@ -115,9 +115,10 @@ def test_an_arm_that_scatters_is_told_by_welchs_test():
     # Half of the level is for such an arm; the other's spread is known from all the rest, which changes next to nothing here.
     assert contrast.p == pytest.approx(2 * expected.pvalue, rel=0.1)
     assert told.unsteady["a"] == pytest.approx(table[0].std(ddof=1), rel=0.1)
-    reach = told.reach("a") + told.reach("b")
+    reach = told.reaches["a"] + told.reaches["b"]
     assert reach == pytest.approx((contrast.high - contrast.low) / 2)
-    assert told.reach("b") == told.half_width < told.reach("a")
+    assert told.reaches["b"] == pytest.approx(told.reaches["c"])
+    assert told.reaches["b"] < told.reaches["a"]
 
 
 def test_equal_arms_at_items_that_are_right_or_wrong():
@@ -159,6 +160,100 @@ def test_only_blocks_all_arms_have_count():
     assert compare_blocks(scores).blocks == 2
     assert compare_blocks({"a": {0: 1.0}, "b": {0: 2.0}}) is None
     assert compare_blocks({"a": {0: 1.0, 1: 2.0}}) is None
+
+
+def holes(draw, table, share):
+    """Return a table with scores taken out at random, no arm and no block left without."""
+    while True:
+        found = np.where(draw.uniform(size=table.shape) < share, math.nan, table)
+        has = ~np.isnan(found)
+        if has.sum(axis=0).min() > 1 and has.any(axis=1).all():
+            return found
+
+
+def present(table, names="abcdefgh"):
+    """Return the scores that are there."""
+    return {
+        name: {block: float(x) for block, x in enumerate(row) if not math.isnan(x)}
+        for name, row in zip(names, table, strict=False)
+    }
+
+
+def test_a_missing_run_costs_no_other_run():
+    """Against least squares with dummy variables, solved another way; each pair by Kramer's standard error."""
+    draw = np.random.default_rng(21)
+    table = holes(draw, draw.normal(size=(5, 4)) + np.arange(5)[:, None] / 3, 0.25)
+    at_arm, at_block = np.nonzero(~np.isnan(table))
+    scores = table[at_arm, at_block]
+    # The first arm and the first block are the base.
+    design = np.stack(
+        [np.ones(len(scores)), *(at_arm == i for i in range(1, 5)), *(at_block == b for b in range(1, 4))],
+        axis=1,
+    ).astype(float)
+    terms, squares, rank, _ = np.linalg.lstsq(design, scores, rcond=None)
+    freedom = len(scores) - rank
+    covariance = np.linalg.inv(design.T @ design) * float(squares[0]) / freedom
+    found = compare_blocks(present(table))
+    assert found.missing == 20 - len(scores) > 0
+    for contrast in found.contrasts:
+        weights = np.zeros(8)
+        for name, sign in ((contrast.first, 1.0), (contrast.second, -1.0)):
+            if name != "a":
+                weights["abcde".index(name)] = sign
+        gap, error = float(weights @ terms), math.sqrt(float(weights @ covariance @ weights))
+        assert contrast.difference == pytest.approx(gap)
+        expected = stats.studentized_range.sf(abs(gap) / error * math.sqrt(2), 5, freedom)
+        assert contrast.p == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_two_arms_with_holes_are_the_paired_t_test_of_what_both_have():
+    scores = {"a": {0: 1.0, 1: 2.0, 2: 3.5, 4: 9.0}, "b": {0: 1.2, 1: 2.9, 2: 4.0, 3: 7.0}}
+    found = compare_blocks(scores)
+    expected = stats.ttest_rel([1.0, 2.0, 3.5], [1.2, 2.9, 4.0])
+    assert found.contrasts[0].p == pytest.approx(expected.pvalue, rel=1e-4)
+    assert found.blocks == 3
+
+
+@pytest.mark.parametrize(("arms", "blocks", "share"), [(4, 3, 0.2), (8, 3, 0.25), (8, 4, 0.4)])
+def test_equal_arms_with_runs_missing_are_found_to_differ_as_often_as_said(arms, blocks, share):
+    draw = np.random.default_rng(arms * 100 + blocks)
+    alarms = said = 0
+    while said < 1000:
+        table = 3.9 + 0.05 * draw.normal(size=(1, blocks)) + 0.01 * draw.normal(size=(arms, blocks))
+        found = compare_blocks(present(holes(draw, table, share)))
+        if found is not None:
+            said += 1
+            alarms += any(c.is_found for c in found.contrasts)
+    assert 30 <= alarms <= 70, alarms
+
+
+def test_an_arm_that_scatters_is_set_apart_though_runs_are_missing():
+    draw = np.random.default_rng(22)
+    kept = alarms = found = 0
+    for _ in range(300):
+        table = noisy_table(draw, scale=100.0, blocks=4)
+        table[1] += 0.1
+        table[draw.integers(1, 8), draw.integers(4)] = math.nan
+        table[0, draw.integers(4)] = math.nan
+        told = compare_blocks(present(table))
+        kept += set(told.unsteady) == {"a"}
+        found += all(told.differ("b", other) for other in "cdefgh")
+        alarms += any(c.is_found for c in told.contrasts if "b" not in (c.first, c.second))
+    assert kept > 285
+    assert found > 285
+    assert alarms <= 25, alarms
+
+
+def test_luck_that_an_arm_missed_is_not_held_against_it():
+    scores = {"a": {0: 1.0, 1: 5.0}, "b": {0: 1.1, 1: 5.1}, "c": {0: 1.2}, "lost": {9: 3.0}}
+    means = adjusted_means(scores)
+    assert means == pytest.approx({"a": 3.0, "b": 3.1, "c": 3.2, "lost": 3.0})
+    assert set(compare_blocks(scores).means) == {"a", "b", "c"}, "one that shares no seed with the others"
+
+
+def test_too_few_runs_say_nothing():
+    assert compare_blocks({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0}, "c": {0: 2.0}}) is None
+    assert compare_blocks({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 2: 1.0}, "c": {1: 2.0, 2: 3.0}}) is not None
 
 
 def test_seeds_needed_are_those_that_find_it_four_times_of_five():

@@ -95,6 +95,65 @@ def test_one_seed_is_judged_by_items_and_says_so():
     assert "another seed may say something else" in " ".join(verdict.sentences)
 
 
+def told_of_pairs(points, longer, per_token):
+    worth = {"1": 1.0, "h": 0.5, "0": 0.0}
+
+    def share(signs):
+        return sum(worth[sign] for sign in signs) / len(signs)
+
+    return {
+        "accuracy": share(points),
+        "per_token": share(per_token),
+        "points": points,
+        "points_per_token": per_token,
+        "longer": longer,
+    }
+
+
+def test_pairs_of_one_length_decide_where_sums_say_only_which_is_shorter():
+    """One arm is right wherever the acceptable sentence is the shorter one, the other knows something."""
+    longer = "=" * 40 + "-" * 40 + "x" * 20
+    results = {}
+    for seed in range(3):
+        blind = told_of_pairs("10" * 20 + "1" * 40 + "h" * 20, longer, "0" * 100)
+        knows = told_of_pairs("1" * (30 + seed) + "0" * (10 - seed) + "0" * 40 + "h" * 20, longer, "1" * 100)
+        results["blind", seed] = result(None, kind="none") | {"minimal_pairs": blind}
+        results["knows", seed] = result(None, kind="none") | {"minimal_pairs": knows}
+    keys = [m.key for m in measures_of(results)]
+    assert keys == ["minimal_pairs:one_length", "minimal_pairs", "minimal_pairs:per_token"]
+    means = {m.key: m.means() for m in measures_of(results)}
+    assert means["minimal_pairs:one_length"] == pytest.approx({"knows": 31 / 40, "blind": 0.5})
+    assert list(means["minimal_pairs"]) == ["blind", "knows"]
+    assert list(means["minimal_pairs:per_token"]) == ["knows", "blind"]
+    for by in ("auto", "minimal_pairs"):
+        verdict = judge(results, by=by)
+        assert verdict.measure.key == "minimal_pairs:one_length"
+        assert "of one length right (40 of 100)" in verdict.measure.label
+        assert verdict.ranking == ["knows", "blind"]
+    alone = {key: value for key, value in results.items() if key[1] == 0}
+    assert judge(alone).differences.blocks == 40, "one seed: the items are those pairs"
+
+
+def test_pairs_of_one_length_are_told_as_ever():
+    few = "=" * 95 + "+" * 5
+    results = {
+        (arm, 0): result(None, kind="none") | {"minimal_pairs": told_of_pairs(points * 50, few, "1" * 100)}
+        for arm, points in (("a", "10"), ("b", "11"))
+    }
+    assert [m.key for m in measures_of(results)] == ["minimal_pairs"]
+    old = {key: r | {"minimal_pairs": {"accuracy": 0.5, "points": "10"}} for key, r in results.items()}
+    assert [m.key for m in measures_of({**results, ("a", 0): old["a", 0]})] == ["minimal_pairs"]
+
+
+def test_a_run_that_is_missing_costs_no_other():
+    results = planted({"good": 0.0, "twin": 0.0, "bad": 0.2})
+    del results["twin", 1]
+    verdict = judge(results)
+    assert list(verdict.worse) == ["bad"]
+    said = " ".join(verdict.sentences)
+    assert "3 seeds (1 runs are not there, and allowed for)" in said
+
+
 def test_one_seed_and_no_items_says_that_nothing_can_be_said():
     verdict = judge(planted({"a": 0.0, "b": 0.5}, seeds=1))
     assert verdict.ranking == ["a", "b"]
@@ -125,7 +184,7 @@ def test_tasks_count_in_their_mean():
     }
     by_key = {m.key: m for m in measures_of(results)}
     assert set(by_key) == {"probe:sst2", "probe:cola", "probes"}
-    assert by_key["probes"].mean("b") == pytest.approx((0.75 + 0.151) / 2)
+    assert by_key["probes"].means()["b"] == pytest.approx((0.75 + 0.151) / 2)
     assert judge(results, by="probes").measure.key == "probes"
 
 

@@ -167,6 +167,38 @@ def test_a_model_that_prefers_the_good_ones_scores_one():
     assert swapped.points().tolist() == [0.0, 0.0]
 
 
+def test_sums_favour_the_shorter_sentence_and_means_do_not():
+    """A model that knows nothing: every token is as likely as any other."""
+    model = toy_model("bert")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    told = [
+        pair("the cat .", "the cat run ."),
+        pair("the cat run .", "the dog ."),
+        pair("cat run", "cats run"),
+    ]
+    scores = score_pairs(model, tokenizer(), told)
+    assert scores.lengths.tolist() == [[3, 4], [4, 3], [2, 2]]
+    assert scores.longer().tolist() == [-1, 1, 0]
+    assert scores.points().tolist() == [1.0, 0.0, 0.5]
+    assert np.abs(scores.good / scores.lengths[:, 0] - scores.bad / scores.lengths[:, 1]).max() < 1e-6
+    summary = report(scores)
+    assert {name: (own["accuracy"], own["pairs"]) for name, own in summary["by"]["length"].items()} == {
+        "one length": (0.5, 1),
+        "acceptable longer": (0.0, 1),
+        "acceptable shorter": (1.0, 1),
+    }
+    with torch.no_grad():
+        model.head.bias[VOCAB.index("run")] = (
+            5.0  # one likely token more makes a sum smaller still, and a mean larger
+        )
+    scores = score_pairs(model, tokenizer(), told)
+    assert scores.points().tolist() == [1.0, 0.0, 0.5]
+    assert scores.points(per_token=True).tolist() == [0.0, 1.0, 0.5]
+    assert report(scores)["per_token"] == pytest.approx(0.5)
+
+
 def test_what_the_vocabulary_cannot_tell_apart_counts_half():
     scores = score_pairs(toy_model("bert"), tokenizer(), [pair("the zebra", "the yak"), *PAIRS])
     assert scores.is_same.tolist() == [True, False, False, False]

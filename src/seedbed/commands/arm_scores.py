@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,17 +156,25 @@ def _minimal_pairs(
         not_asked["minimal pairs"] = error.message
         return None
     told = report(scores)
-    points = dict(zip(map(id, scores.pairs), scores.points().tolist(), strict=True))
     letters = {0.0: "0", 0.5: "h", 1.0: "1"}
+
+    def row(values: Iterable[float], signs: Mapping[float, str], default: str) -> str:
+        """Return a sign a pair, in the order of all pairs; those that were not scored have the default."""
+        known = dict(zip(map(id, scores.pairs), values, strict=True))
+        return "".join(signs[known[id(pair)]] if id(pair) in known else default for pair in pairs)
+
     return {
         "accuracy": told["accuracy"],
+        "per_token": told["per_token"],
         "method": told["method"],
         "same": told["same"],
         "left_out": told["left_out"],
         "rejected_lines": num_rejected,
         "by_phenomenon": {name: group["accuracy"] for name, group in told["by"]["phenomenon"].items()},
         "by_paradigm": {name: group["accuracy"] for name, group in told["by"]["UID"].items()},
-        "points": "".join(letters[points.get(id(pair), 0.5)] for pair in pairs),
+        "points": row(scores.points().tolist(), letters, "h"),
+        "points_per_token": row(scores.points(per_token=True).tolist(), letters, "h"),
+        "longer": row(scores.longer().tolist(), {-1: "-", 0: "=", 1: "+"}, "x"),
     }
 
 

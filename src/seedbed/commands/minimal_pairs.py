@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--by",
-        choices=("field", "phenomenon", "UID"),
+        choices=("field", "phenomenon", "UID", "length"),
         default="phenomenon",
-        help="rows of the table (default phenomenon; --json has all three)",
+        help="rows of the table (default phenomenon; --json has all of them)",
     )
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="write every pair with both scores (JSON lines)"
@@ -104,6 +105,17 @@ def run(options: argparse.Namespace) -> int:
     console.result(
         result,
         text=f"{result['accuracy']:.1%} of {result['pairs']:,} pairs ({result['method']}, chance 50 %);"
-        f" mean over {len(result['by']['UID'])} paradigms {result['accuracy_over_paradigms']:.1%}",
+        f" mean over {len(result['by']['UID'])} paradigms {result['accuracy_over_paradigms']:.1%}{_of_lengths(result)}",
     )
     return 0
+
+
+def _of_lengths(result: Mapping[str, Any]) -> str:
+    """Return what is to be said where sentences of a pair differ in length; a sum over tokens favours the shorter one."""
+    groups = result["by"]["length"]
+    one = groups.get("one length", {"pairs": 0})
+    if one["pairs"] == result["pairs"]:
+        return ""
+    told = f"\n{result['pairs'] - one['pairs']:,} pairs are of two lengths, and sums favour the shorter sentence:"
+    told += "".join(f" {name} {own['accuracy']:.1%} of {own['pairs']:,}," for name, own in groups.items())
+    return f"{told} and by the mean over tokens {result['per_token']:.1%} of all"

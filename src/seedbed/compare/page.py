@@ -191,13 +191,11 @@ def _told(measure: Measure, level: float) -> dict[str, Any]:
     if differences is None and len(measure.items) > 1:
         over, differences = "items", compare_blocks(measure.items, level=level)
     arms = {}
-    for arm in measure.ranked():
+    for arm, mean in measure.means().items():
         values = list(measure.scores[arm].values())
         arms[arm] = {
-            "mean": statistics.fmean(values),
-            "reach": differences.reach(arm)
-            if differences and arm in differences.means and over == "seeds"
-            else 0.0,
+            "mean": mean,
+            "reach": differences.reaches.get(arm, 0.0) if differences else 0.0,
             "by_seed": {str(seed): value for seed, value in measure.scores[arm].items()},
             "interval": spread_interval(values),
         }
@@ -205,8 +203,10 @@ def _told(measure: Measure, level: float) -> dict[str, Any]:
         "key": measure.key,
         "label": measure.label,
         "is_higher_better": measure.is_higher_better,
+        "is_share": measure.is_share,
         "over": over,
         "blocks": differences.blocks if differences else 0,
+        "missing": differences.missing if differences else 0,
         "noise": differences.noise if differences else None,
         "unsteady": dict(differences.unsteady) if differences else {},
         "arms": arms,
@@ -240,7 +240,7 @@ def _cell(measure: Mapping[str, Any], arm: str) -> str:
     own = measure["arms"].get(arm)
     if own is None:
         return "-"
-    is_share = measure["key"] == "minimal_pairs" or "accuracy" in measure["label"]
+    is_share = measure["is_share"]
     shown = f"{own['mean']:.1%}" if is_share else f"{own['mean']:.3f}"
     if own["interval"] is None:
         return shown

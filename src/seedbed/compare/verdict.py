@@ -11,15 +11,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from seedbed.compare.statistics import Differences, compare_blocks, needed_blocks
+from seedbed.compare.statistics import Differences, adjusted_means, compare_blocks, needed_blocks
 
 __all__ = ["Measure", "Verdict", "frontier", "judge", "measures_of", "set_apart"]
 
 _WORTHWHILE = 0.9
 """An arm that is not told from the first one is advised in its place where it costs less than this share of it."""
+
+_UNEQUAL = 0.1
+"""Share of minimal pairs of two lengths from which those of one length decide."""
+
+_WORTH = {"0": 0.0, "h": 0.5, "1": 1.0}
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """By arm and seed."""
@@ -43,13 +48,16 @@ class Measure:
     scores: Mapping[str, Mapping[int, float]]
     items: Mapping[str, Mapping[Any, float]] = field(default_factory=dict)
 
-    def mean(self, arm: str) -> float:
-        """Return an arm's mean over its seeds."""
-        return statistics.fmean(self.scores[arm].values())
+    def means(self) -> dict[str, float]:
+        """Return each arm's mean over the seeds, best first: what it would be if no arm lacked a seed that others have."""
+        found = adjusted_means(self.scores)
+        order = sorted(found, key=found.__getitem__, reverse=self.is_higher_better)
+        return {arm: found[arm] for arm in order}
 
-    def ranked(self) -> list[str]:
-        """Return the arms, best first."""
-        return sorted(self.scores, key=self.mean, reverse=self.is_higher_better)
+    @property
+    def is_share(self) -> bool:
+        """Say whether scores are shares, told in percent."""
+        return self.key.startswith("minimal_pairs") or "accuracy" in self.label
 
     def goodness(self, value: float) -> float:
         """Return a value so that higher is better."""
@@ -89,9 +97,7 @@ def measures_of(results: Results) -> list[Measure]:
         scores = _collect(results, lambda r, kind=kind: r["likelihood"] if r["kind"] == kind else None)
         unit = next(str(r["likelihood_unit"]) for r in results.values() if r["kind"] == kind)
         found.append(Measure(f"likelihood:{kind}", f"{kind}: {unit}", False, scores))
-    pairs = _collect(results, lambda r: (r.get("minimal_pairs") or {}).get("accuracy"))
-    if pairs:
-        found.append(Measure("minimal_pairs", "minimal pairs right", True, pairs, _items(results)))
+    found += _of_pairs(results)
     for way in ("probe", "finetune"):
         names = sorted({name for r in results.values() for name in r.get(f"{way}s") or {}})
         for name in names:
@@ -125,7 +131,7 @@ def judge(results: Results, *, by: str = "auto", level: float = 0.05, cost: str 
         return Verdict(
             None, None, "seeds", [], [], [], None, ["Fewer than two arms are finished that can be compared."]
         )
-    ranking = measure.ranked()
+    ranking = list(measure.means())
     over, differences = "seeds", compare_blocks(measure.scores, level=level)
     if differences is None and len(measure.items) > 1:
         over, differences = "items", compare_blocks(measure.items, level=level)
@@ -185,17 +191,57 @@ def _collect(results: Results, value_of: Any) -> dict[str, dict[int, float]]:
     return found
 
 
-def _items(results: Results) -> dict[str, dict[int, float]]:
-    """Return each arm's points at each pair, the mean over its seeds."""
-    worth = {"0": 0.0, "h": 0.5, "1": 1.0}
+def _of_pairs(results: Results) -> list[Measure]:
+    """Return what minimal pairs say: first those of one length, where sums over tokens favour the shorter of many others."""
+    told = {key: r["minimal_pairs"] for key, r in results.items() if r.get("minimal_pairs")}
+    if not told:
+        return []
+    every = _collect(results, lambda r: (r.get("minimal_pairs") or {}).get("accuracy"))
+    plain = Measure("minimal_pairs", "minimal pairs right", True, every, _items(told))
+    longer = {str(own["longer"]) for own in told.values() if "longer" in own}
+    if any("longer" not in own for own in told.values()) or len({len(row) for row in longer}) != 1:
+        return [plain]  # written by an earlier release, or judged by other pairs
+    places = [place for place, signs in enumerate(zip(*longer, strict=True)) if set(signs) == {"="}]
+    total = len(next(iter(longer)))
+    if not places or len(places) > (1.0 - _UNEQUAL) * total:
+        return [plain]
+    kept = {key: [_WORTH[own["points"][place]] for place in places] for key, own in told.items()}
+    one: dict[str, dict[int, float]] = {}
+    for (arm, seed), points in kept.items():
+        one.setdefault(arm, {})[seed] = statistics.fmean(points)
+    per_token = _collect(results, lambda r: (r.get("minimal_pairs") or {}).get("per_token"))
+    return [
+        Measure(
+            "minimal_pairs:one_length",
+            f"minimal pairs of one length right ({len(places):,} of {total:,})",
+            True,
+            one,
+            _items(told, places),
+        ),
+        replace(plain, label="all minimal pairs right, by sums"),
+        Measure(
+            "minimal_pairs:per_token",
+            "all minimal pairs right, by means over tokens",
+            True,
+            per_token,
+            _items(told, key="points_per_token"),
+        ),
+    ]
+
+
+def _items(
+    told: Mapping[tuple[str, int], Mapping[str, Any]],
+    places: Sequence[int] | None = None,
+    *,
+    key: str = "points",
+) -> dict[str, dict[int, float]]:
+    """Return each arm's points at each pair, or at some of them, the mean over its seeds."""
     found: dict[str, dict[int, float]] = {}
-    for arm in dict.fromkeys(arm for arm, _ in results):
-        told = [(r.get("minimal_pairs") or {}).get("points") for (a, _), r in results.items() if a == arm]
-        rows = [str(row) for row in told if row]
+    for arm in dict.fromkeys(arm for arm, _ in told):
+        rows = [str(own[key]) for (a, _), own in told.items() if a == arm and own.get(key)]
         if rows and len({len(row) for row in rows}) == 1:
-            found[arm] = {
-                place: statistics.fmean(worth[row[place]] for row in rows) for place in range(len(rows[0]))
-            }
+            chosen = range(len(rows[0])) if places is None else places
+            found[arm] = {place: statistics.fmean(_WORTH[row[place]] for row in rows) for place in chosen}
     return found
 
 
@@ -212,15 +258,14 @@ def _mean_of(key: str, label: str, parts: Sequence[Measure]) -> Measure:
 def _chosen(measures: Sequence[Measure], results: Results, by: str) -> Measure | None:
     arms = {arm for arm, _ in results}
     likelihoods = [m for m in measures if m.key.startswith("likelihood:")]
-    others = [m for m in measures if m.key in ("minimal_pairs", "probes", "finetunes")]
+    others = [m for m in measures if m.key.startswith("minimal_pairs") or m.key in ("probes", "finetunes")]
     others += [m for m in measures if m.key.startswith(("probe:", "finetune:"))]
     if by == "likelihood":
         return max(likelihoods, key=lambda m: len(m.scores), default=None)
     if by == "auto":
         whole = [m for m in [*likelihoods, *others] if set(m.scores) == arms]
         return whole[0] if whole else max([*others, *likelihoods], key=lambda m: len(m.scores), default=None)
-    singular = by.removesuffix("s") + ":"
-    return next((m for m in others if m.key == by or m.key.startswith(singular)), None)
+    return next((m for m in others if m.key.partition(":")[0] in (by, by.removesuffix("s"))), None)
 
 
 def _price(results: Results, arm: str, cost: str) -> float:
@@ -240,7 +285,7 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
     measure, differences, ranking = verdict.measure, verdict.differences, verdict.ranking
     assert measure is not None
     first = ranking[0]
-    shown = f"{_shown(measure, measure.mean(first))} ({measure.label})"
+    shown = f"{_shown(measure, measure.means()[first])} ({measure.label})"
     if differences is None:
         seeds = len(measure.scores[first])
         return [
@@ -250,8 +295,9 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
         ]
     said: list[str] = []
     others = [a for a in verdict.best if a != first]
+    lacking = f" ({differences.missing} runs are not there, and allowed for)" if differences.missing else ""
     basis = (
-        f"{differences.blocks} seeds"
+        f"{differences.blocks} seeds{lacking}"
         if verdict.over == "seeds"
         else f"one seed and {differences.blocks:,} test items; another seed may say something else"
     )
@@ -307,8 +353,7 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
 
 
 def _shown(measure: Measure, value: float) -> str:
-    is_share = measure.key == "minimal_pairs" or "accuracy" in measure.label
-    return f"{value:.1%}" if is_share else f"{value:.3f}"
+    return f"{value:.1%}" if measure.is_share else f"{value:.3f}"
 
 
 def _listed(names: Sequence[str]) -> str:

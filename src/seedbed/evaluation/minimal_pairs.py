@@ -6,7 +6,9 @@ Source: BLiMP, Warstadt et al., arXiv 1912.00582 (layout and score; SLING, arXiv
 Likelihood of masked models: Salazar et al., arXiv 1910.14659, equation 1; with whole words hidden to the right: Kauf and
 Ivanova, arXiv 2305.10588 ("PLL-word-l2r"). A model of replaced tokens (ELECTRA) has no likelihood; it is asked how sure it is
 that each token of a sentence is the original one. An encoder-decoder is asked for words left out (`infilling.py`).
-Differs from BLiMP: a tie counts half, so that a model that tells nothing apart scores 50 %.
+Differs from BLiMP: a tie counts half, so that a model that tells nothing apart scores 50 %. A sum over tokens favours the
+shorter sentence; where lengths differ, the mean over tokens (the perplexity, by which SLING goes) and the pairs of one length
+alone are told beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from seedbed.runtime import autocast
 from seedbed.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
+    "LENGTHS",
     "METHODS",
     "Method",
     "MinimalPair",
@@ -50,6 +53,9 @@ __all__ = [
 
 Method = Literal["likelihood", "pll", "pll_word_l2r", "detection", "infill_span", "infill_text"]
 METHODS: tuple[Method, ...] = get_args(Method)
+LENGTHS = {0: "one length", 1: "acceptable longer", -1: "acceptable shorter"}
+"""What pairs are called by which of their sentences has more tokens (`PairScores.longer`)."""
+
 _GAPS: tuple[Infilling, ...] = get_args(Infilling)
 _WHOLE = tuple(method for method in METHODS if method not in _GAPS)
 _MAX_LINE_BYTES = 1 << 20
@@ -78,6 +84,7 @@ class PairScores:
         pairs: those scored.
         good, bad: (n,) float64 sums of ln p over the tokens of each sentence; for "detection", p that the token is original.
         is_same: (n,) bool; the tokenizer makes both sentences the same tokens, so that nothing can tell them apart.
+        lengths: (n, 2) int64 tokens of the acceptable sentence and of the other.
         left_out: pairs that were not scored, as (file, line, reason).
         method: how sentences were scored.
     """
@@ -86,13 +93,25 @@ class PairScores:
     good: np.ndarray[Any, np.dtype[np.float64]]
     bad: np.ndarray[Any, np.dtype[np.float64]]
     is_same: np.ndarray[Any, np.dtype[np.bool_]]
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
     left_out: Sequence[tuple[str, int, str]]
     method: Method
 
-    def points(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return 1 for each pair whose acceptable sentence is likelier, 0.5 for ties, 0 for the others."""
-        better, equal = self.good > self.bad, (self.good == self.bad) | self.is_same
-        return np.where(equal, 0.5, better.astype(np.float64))
+    def points(self, *, per_token: bool = False) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return 1 for each pair whose acceptable sentence is likelier, 0.5 for ties, 0 for the others.
+
+        Args:
+            per_token: by the mean over a sentence's tokens instead of the sum.
+        """
+        good, bad = (
+            (self.good, self.bad) if not per_token else np.stack([self.good, self.bad]) / self.lengths.T
+        )
+        return np.where((good == bad) | self.is_same, 0.5, (good > bad).astype(np.float64))
+
+    def longer(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return 1 for each pair whose acceptable sentence has more tokens than the other, 0 for as many, -1 for fewer."""
+        sign: np.ndarray[Any, np.dtype[np.int64]] = np.sign(self.lengths[:, 0] - self.lengths[:, 1])
+        return sign
 
 
 def read_pairs(paths: Sequence[Path]) -> tuple[list[MinimalPair], list[tuple[str, int, str]]]:
@@ -204,6 +223,7 @@ def score_pairs(
             f"{longest} tokens, the model reads {room}" if longest > room else "a sentence without tokens"
         )
         left_out.append((pair.file, pair.line, reason))
+    asked = _Asked(model, tokenizer, ids, frame, compute_dtype, is_shifted)
     totals = np.zeros(len(sentences), dtype=np.float64)
     chosen = [s for number in kept for s in (2 * number, 2 * number + 1)]
     rows = _rows_of(chosen, ids, words, method)
@@ -212,11 +232,7 @@ def score_pairs(
     for batch in _batches(
         rows, ids, sum(x is not None for x in frame), batch_tokens, model.config.vocab_size
     ):
-        for row, value in zip(
-            batch,
-            find(model, tokenizer, batch, ids, frame, compute_dtype, is_shifted=is_shifted),
-            strict=True,
-        ):
+        for row, value in zip(batch, find(asked, batch), strict=True):
             totals[row.sentence] += value
         done += len(batch)
         progress("minimal pairs", done=done, total=len(rows), unit="rows")
@@ -225,6 +241,9 @@ def score_pairs(
         good=totals[[2 * number for number in kept]],
         bad=totals[[2 * number + 1 for number in kept]],
         is_same=np.array([ids[2 * n] == ids[2 * n + 1] for n in kept], dtype=np.bool_),
+        lengths=np.array([[len(ids[2 * n]), len(ids[2 * n + 1])] for n in kept], dtype=np.int64).reshape(
+            -1, 2
+        ),
         left_out=left_out,
         method=method,
     )
@@ -235,7 +254,7 @@ def report(scores: PairScores) -> dict[str, Any]:
 
     Each has `accuracy`, `pairs`, and `standard_error`, that of a share of so many pairs. `ties` counts pairs with equal
     scores, `same` those of them whose sentences are the same tokens: many of these mean that the vocabulary cannot show the
-    difference.
+    difference. `per_token` is the accuracy by means over tokens; `by["length"]` parts the pairs by which sentence has more.
     """
     points = scores.points()
 
@@ -250,10 +269,14 @@ def report(scores: PairScores) -> dict[str, Any]:
         for index, pair in enumerate(scores.pairs):
             members.setdefault(getattr(pair, of), []).append(index)
         groups[name] = {key: share(members[key]) for key in sorted(members)}
+    longer = scores.longer()
+    parts = {name: np.nonzero(longer == sign)[0].tolist() for sign, name in LENGTHS.items()}
+    groups["length"] = {name: share(places) for name, places in parts.items() if places}
     every = range(len(scores.pairs))
     return {
         "method": scores.method,
         **share(every),
+        "per_token": float(scores.points(per_token=True).mean()),
         "accuracy_over_paradigms": float(np.mean([g["accuracy"] for g in groups["UID"].values()])),
         "ties": int((points == 0.5).sum()),
         "same": int(scores.is_same.sum()),
@@ -275,7 +298,40 @@ class _Row:
 
 
 Frame = tuple[int | None, int | None]
-_Find = Callable[..., list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who is asked, and about what.
+
+    Attributes:
+        model: on its device.
+        tokenizer: of it.
+        ids: tokens of each sentence.
+        frame: ids before and after a sentence.
+        compute_dtype: number type of the matrix products.
+        is_shifted: hidden tokens are named from the place before them.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    ids: Sequence[Sequence[int]]
+    frame: Frame
+    compute_dtype: torch.dtype
+    is_shifted: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def num_before(self) -> int:
+        """Return how many ids stand before a sentence."""
+        return int(self.frame[0] is not None)
+
+
+_Find = Callable[[_Asked, Sequence[_Row]], list[float]]
 """Scores the rows of one batch."""
 
 
@@ -379,13 +435,12 @@ def _batches(
         start = end
 
 
-def _framed(
-    rows: Sequence[_Row], ids: Sequence[Sequence[int]], frame: Frame, pad_id: int
-) -> tuple[Tensor, Tensor]:
+def _framed(asked: _Asked, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
     """Return the framed sentences of rows, padded, (B, T) int64, and segments (B, T) int32, 0 at padding."""
-    before, after = ([] if x is None else [x] for x in frame)
+    ids = asked.ids
+    before, after = ([] if x is None else [x] for x in asked.frame)
     width = max(len(ids[row.sentence]) for row in rows) + len(before) + len(after)
-    inputs = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    inputs = torch.full((len(rows), width), asked.tokenizer.pad_id or 0, dtype=torch.int64)
     segments = torch.zeros((len(rows), width), dtype=torch.int32)
     for number, row in enumerate(rows):
         tokens = [*before, *ids[row.sentence], *after]
@@ -394,20 +449,11 @@ def _framed(
     return inputs, segments
 
 
-def _log_probabilities(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    rows: Sequence[_Row],
-    ids: Sequence[Sequence[int]],
-    frame: Frame,
-    compute_dtype: torch.dtype,
-    *,
-    is_shifted: bool,
-) -> list[float]:
+def _log_probabilities(asked: _Asked, rows: Sequence[_Row]) -> list[float]:
     """Return the summed log-probability of what each row predicts."""
-    device = next(model.parameters()).device
-    inputs, segments = _framed(rows, ids, frame, tokenizer.pad_id or 0)
-    num_before, width = int(frame[0] is not None), inputs.shape[1]
+    model, ids, num_before = asked.model, asked.ids, asked.num_before
+    inputs, segments = _framed(asked, rows)
+    width = inputs.shape[1]
     at: list[int] = []  # flat places that are predicted
     values: list[int] = []
     owners: list[int] = []
@@ -418,12 +464,12 @@ def _log_probabilities(
             places = range(len(ids[row.sentence]))  # the place before each token
             values += ids[row.sentence]
         else:
-            place = row.predicted + num_before - int(is_shifted)
+            place = row.predicted + num_before - int(asked.is_shifted)
             places = range(place, place + 1)
             values.append(ids[row.sentence][row.predicted])
             if not is_query:
                 for hidden in row.hidden:
-                    inputs[number, hidden + num_before] = tokenizer.mask_id or 0
+                    inputs[number, hidden + num_before] = asked.tokenizer.mask_id or 0
         at += [number * width + place for place in places]
         owners += [number] * len(places)
     has_padding = not bool(segments.all())
@@ -432,63 +478,42 @@ def _log_probabilities(
         segment_ids=segments if has_padding else None,
         has_padding=has_padding,
         attention="causal" if is_causal else "full",
-    ).to(device)
-    flat = torch.tensor(at, device=device)
-    with torch.no_grad(), autocast(device.type, compute_dtype):
+    ).to(asked.device)
+    flat = torch.tensor(at, device=asked.device)
+    with torch.no_grad(), autocast(asked.device.type, asked.compute_dtype):
         if is_query:
             features = _query_features(model, batch, rows, flat % width, num_before)
         else:
             features = model.trunk(batch, at=flat).last
         logits: Tensor = model.logits(features).float()
     found = -torch.nn.functional.cross_entropy(
-        logits, torch.tensor(values, device=device), reduction="none"
+        logits, torch.tensor(values, device=asked.device), reduction="none"
     ).double()
-    sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    return [float(x) for x in sums.index_add_(0, torch.tensor(owners, device=device), found)]
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=asked.device)
+    return [float(x) for x in sums.index_add_(0, torch.tensor(owners, device=asked.device), found)]
 
 
-def _originality(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    rows: Sequence[_Row],
-    ids: Sequence[Sequence[int]],
-    frame: Frame,
-    compute_dtype: torch.dtype,
-    *,
-    is_shifted: bool,
-) -> list[float]:
+def _originality(asked: _Asked, rows: Sequence[_Row]) -> list[float]:
     """Return the summed log-probability that the tokens of each row's sentence are the original ones."""
-    device = next(model.parameters()).device
-    inputs, segments = _framed(rows, ids, frame, tokenizer.pad_id or 0)
+    model = asked.model
+    inputs, segments = _framed(asked, rows)
     is_token = torch.zeros(inputs.shape, dtype=torch.bool)
     for number, row in enumerate(rows):
-        start = int(frame[0] is not None)
-        is_token[number, start : start + len(ids[row.sentence])] = True
+        is_token[number, asked.num_before : asked.num_before + len(asked.ids[row.sentence])] = True
     has_padding = not bool(segments.all())
     batch = Batch(
         inputs, segment_ids=segments if has_padding else None, has_padding=has_padding, attention="full"
-    ).to(device)
-    with torch.no_grad(), autocast(device.type, compute_dtype):
+    ).to(asked.device)
+    with torch.no_grad(), autocast(asked.device.type, asked.compute_dtype):
         logits = model.extras["replaced_token"](model.trunk(batch).last)[..., 0].float()
     sure = torch.nn.functional.logsigmoid(-logits).double()  # the logit is that of a replaced token
-    return [float(x) for x in (sure * is_token.to(device)).sum(1)]
+    return [float(x) for x in (sure * is_token.to(asked.device)).sum(1)]
 
 
-def _filled(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    rows: Sequence[_Row],
-    ids: Sequence[Sequence[int]],
-    frame: Frame,
-    compute_dtype: torch.dtype,
-    *,
-    is_shifted: bool,
-    vocabulary: Vocabulary,
-    way: Infilling,
-) -> list[float]:
+def _filled(asked: _Asked, rows: Sequence[_Row], *, vocabulary: Vocabulary, way: Infilling) -> list[float]:
     """Return the summed log-probability of the tokens each row leaves out."""
-    gaps = [Gap(ids[row.sentence], row.hidden[0], row.hidden[-1] + 1) for row in rows]
-    return gap_log_probabilities(model, vocabulary, gaps, way, compute_dtype)
+    gaps = [Gap(asked.ids[row.sentence], row.hidden[0], row.hidden[-1] + 1) for row in rows]
+    return gap_log_probabilities(asked.model, vocabulary, gaps, way, asked.compute_dtype)
 
 
 def _query_features(
