@@ -87,7 +87,9 @@ def overview(outcome: Mapping[str, Any], *, is_short: bool = False) -> tuple[lis
         own = _counted(outcome, arm)
         cells = [_cell(m, arm) for m in measures]
         rows.append([arm, str(len(own)), *cells, *(costs[name](own) for name in shown)])
-    return ["arm", "seeds", *(m["label"] for m in measures), *shown], rows
+    # A terminal has no room for what stands in brackets: of how many pairs, by which metric.
+    labels = [m["label"].partition(" (")[0] if is_short else m["label"] for m in measures]
+    return ["arm", "seeds", *labels, *shown], rows
 
 
 def drawings(outcome: Mapping[str, Any]) -> dict[str, str]:
