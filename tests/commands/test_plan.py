@@ -30,6 +30,13 @@ def test_probes_forecast_and_check(tmp_path, capsys):
     assert told["tokens"] == round(told["tokens_per_second"] * 6)
     assert told["epochs"] == pytest.approx(told["tokens"] / told_plan["unique_tokens"], rel=1e-4)
     assert told_plan["advice"][0].startswith("In 6 s tiny reads")
+    assert [(told["minutes"], told["preset"]) for told in told_plan["by_length"]] == [
+        (minutes, "tiny") for minutes in (0.05, 0.1, 0.2, 0.4)
+    ]
+    assert told_plan["by_length"][1]["loss"] == told["loss"]
+    losses = [told["loss"] for told in told_plan["by_length"]]
+    assert losses == sorted(losses, reverse=True), "longer is better"
+    assert any(line.startswith("By the same curve, 3 s") for line in told_plan["advice"])
     page = (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
     assert "tiny, probes" in page
     # The run that was planned, and what was said of it; no probe is trained again.

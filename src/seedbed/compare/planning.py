@@ -19,6 +19,9 @@ from seedbed.progress import duration
 
 __all__ = ["check", "check_rows", "make_plan", "overview", "plan_page", "preset_of"]
 
+_LENGTHS = (0.5, 1, 2, 4)
+"""Times the budget: how long is long enough."""
+
 _WIDE = 0.3  # nats; more than presets usually differ by
 
 
@@ -58,29 +61,38 @@ def make_plan(
     reuse = REUSE["causal" if kind == "causal" else "masked"]
     curve = fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
     held_out = _largest_from_the_rest(probes, unique, reuse)
-    forecasts = {}
-    for preset in sorted({p["preset"] for p in probes}, key=lambda x: -speeds[x]):
-        active = next(p["active"] for p in probes if p["preset"] == preset)
+    active = {p["preset"]: p["active"] for p in probes}
+
+    def forecast(preset: str, minutes: float) -> dict[str, Any]:
         tokens = speeds[preset] * 60 * minutes
-        found = curve.forecast(active, tokens)
-        forecasts[preset] = {
+        found = curve.forecast(active[preset], tokens)
+        return {
             "tokens": round(tokens),
             "epochs": tokens / unique,
             "tokens_per_second": speeds[preset],
             "loss": found.loss,
             "low": found.low,
             "high": found.high,
-            "active": active,
+            "active": active[preset],
         }
+
+    presets = sorted(active, key=lambda preset: -speeds[preset])
+    forecasts = {preset: forecast(preset, minutes) for preset in presets}
+    by_length = []
+    for times in _LENGTHS:
+        told = {preset: forecast(preset, times * minutes) for preset in presets}
+        best = min(told, key=lambda preset: told[preset]["loss"])
+        by_length.append({"minutes": times * minutes, "times": times, "preset": best, **told[best]})
     return {
         "minutes": minutes,
         "unique_tokens": unique,
         "reuse": reuse,
         "probes": probes,
         "forecasts": forecasts,
+        "by_length": by_length,
         "held_out": held_out,
         "curve": _drawn(curve, probes, forecasts),
-        "advice": _advice(forecasts, minutes, held_out) + _said_of_the_plateau(curve),
+        "advice": _advice(forecasts, minutes, held_out, by_length) + _said_of_the_plateau(curve),
         "checks": [],
     }
 
@@ -145,7 +157,10 @@ def _drawn(
 
 
 def _advice(
-    forecasts: Mapping[str, Mapping[str, Any]], minutes: float, held_out: Mapping[str, Any] | None
+    forecasts: Mapping[str, Mapping[str, Any]],
+    minutes: float,
+    held_out: Mapping[str, Any] | None,
+    by_length: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Put the forecasts into words."""
     order = sorted(forecasts, key=lambda p: forecasts[p]["loss"])
@@ -160,6 +175,12 @@ def _advice(
         said.append(
             f"{', '.join(close)} may do as well; {smaller} is the smallest of them, and the cheapest to use afterwards."
         )
+    others = [
+        f"{duration(60 * told['minutes'])} {told['loss']:.2f} ({told['preset']}, {told['epochs']:.1f} passes)"
+        for told in by_length
+        if told["times"] != 1
+    ]
+    said.append(f"By the same curve, {', '.join(others[:-1])} and {others[-1]}.")
     if best["high"] - best["low"] > _WIDE:
         said.append(
             "For a narrower interval, probe each length under several seeds (--seeds 3), or longer (a smaller --largest)."
@@ -227,6 +248,22 @@ def overview(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["preset", "tokens", "passes", "forecast", "90 %"], rows
 
 
+def length_rows(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return what other lengths would come to: the best preset of each."""
+    rows = [
+        [
+            duration(60 * told["minutes"]),
+            told["preset"],
+            f"{told['tokens'] / 1e6:.1f} M",
+            f"{told['epochs']:.1f}",
+            f"{told['loss']:.3f}",
+            f"{told['low']:.3f} to {told['high']:.3f}",
+        ]
+        for told in plan["by_length"]
+    ]
+    return ["time", "best preset", "tokens", "passes", "forecast", "90 %"], rows
+
+
 def check_rows(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of forecasts and outcomes."""
     rows = [
@@ -249,6 +286,8 @@ def plan_page(plan: Mapping[str, Any]) -> str:
     page.text(*plan["advice"])
     header, rows = overview(plan)
     page.table(header, rows, align="lrrrr")
+    page.section("How long")
+    page.table(*length_rows(plan), align="llrrrr")
     page.section("Curves")
     series = []
     for color, (preset, points) in enumerate(plan["curve"].items()):
