@@ -92,10 +92,13 @@ def test_a_hard_bigram_is_met_with_longer_probes(tmp_path, monkeypatch, losses, 
     config = plan._probes(options, recipe, ["mini"], {"mini": 1000 * 4 / 60})
     assert list(config.arms) == ["mini-1000", "mini-500", "mini-250", "mini-125"]
     said = {
-        (arm, 0): {"valid": {"loss": loss}, "baselines": {"bigram": 5.5}}
+        (arm, 0): {"kind": "masked", "valid": {"loss": loss}, "baselines": {"bigram": 5.5}}
         for arm, loss in zip(config.arms, losses, strict=True)
     }
     monkeypatch.setattr(plan, "_results", lambda _: said)
     denser = plan._denser(options, recipe, config)
     assert list(denser.arms) == [*config.arms, *(f"mini-{tokens}" for tokens in extra)]
     assert (denser is config) == (not extra)
+    causal = {key: told | {"kind": "causal"} for key, told in said.items()}
+    monkeypatch.setattr(plan, "_results", lambda _: causal)
+    assert plan._denser(options, recipe, config) is config, "a causal model leaves no plateau"

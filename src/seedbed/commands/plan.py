@@ -110,12 +110,12 @@ def _denser(options: argparse.Namespace, recipe: Recipe, config: CompareConfig) 
 
     On a text whose bigram is hard to beat, halves of the largest probe are soon too short to say anything of the curve.
     """
-    from seedbed.compare.planning import preset_of
+    from seedbed.compare.planning import plateau_of, preset_of
 
     extra: dict[str, Any] = {}
     by_preset: dict[str, dict[float, bool]] = {}
     for (arm, _), result in _results(config).items():
-        bigram = result["baselines"].get("bigram")
+        bigram = plateau_of(result)
         is_past = bigram is None or result["valid"]["loss"] < bigram
         lengths = by_preset.setdefault(preset_of(arm), {})
         asked = float(config.arms[arm]["training"]["budget_tokens"])

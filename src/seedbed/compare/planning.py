@@ -17,7 +17,7 @@ from seedbed.errors import DataError, IncompatibleError
 from seedbed.page import Chart, Page, Series, format_number
 from seedbed.progress import duration
 
-__all__ = ["check", "check_rows", "make_plan", "overview", "plan_page", "preset_of"]
+__all__ = ["check", "check_rows", "make_plan", "overview", "plan_page", "plateau_of", "preset_of"]
 
 _LENGTHS = (0.5, 1, 2, 4)
 """Times the budget: how long is long enough."""
@@ -28,6 +28,16 @@ _WIDE = 0.3  # nats; more than presets usually differ by
 def preset_of(arm: str) -> str:
     """Return the preset a probe is of; its name is `preset-tokens`."""
     return arm.partition("-")[0]
+
+
+def plateau_of(result: Mapping[str, Any]) -> float | None:
+    """Return the loss above which a finished run may still be on the plateau of words and their neighbours; None: it has none.
+
+    Every token of a causal model's text is a target, and its loss falls along the curve from the first tenths of a million
+    tokens on, far above the bigram (docs/compare.md).
+    """
+    bigram = None if result["kind"] == "causal" else result["baselines"].get("bigram")
+    return None if bigram is None else float(bigram)
 
 
 def make_plan(
@@ -51,7 +61,7 @@ def make_plan(
             "active": r["flops"] / max(1, r["tokens"]) / 6,
             "tokens": r["tokens"],
             "loss": r["valid"]["loss"],
-            "bigram": r["baselines"].get("bigram"),
+            "bigram": plateau_of(r),
             "unique": r["train_tokens"],
         }
         for (arm, seed), r in results.items()
