@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.artifact import read_json
-from seedbed.compare.scaling import REUSE, Curve, Probe, fit_curve
+from seedbed.compare.scaling import REUSE, Curve, Probe, are_enough, fit_curve
 from seedbed.errors import DataError, IncompatibleError
 from seedbed.page import Chart, Page, Series, format_number
 from seedbed.progress import duration
@@ -69,13 +69,13 @@ def make_plan(
     unique = float(probes[0]["unique"])
     kind = next(str(r["kind"]) for r in results.values())
     reuse = REUSE["causal" if kind == "causal" else "masked"]
-    curve = fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
+    curves = _curves(probes, unique, reuse)
     held_out = _largest_from_the_rest(probes, unique, reuse)
     active = {p["preset"]: p["active"] for p in probes}
 
     def forecast(preset: str, minutes: float) -> dict[str, Any]:
         tokens = speeds[preset] * 60 * minutes
-        found = curve.forecast(active[preset], tokens)
+        found = curves[preset].forecast(active[preset], tokens)
         return {
             "tokens": round(tokens),
             "epochs": tokens / unique,
@@ -101,8 +101,8 @@ def make_plan(
         "forecasts": forecasts,
         "by_length": by_length,
         "held_out": held_out,
-        "curve": _drawn(curve, probes, forecasts),
-        "advice": _advice(forecasts, minutes, held_out, by_length) + _said_of_the_plateau(curve),
+        "curve": _drawn(curves, probes, forecasts),
+        "advice": _advice(forecasts, minutes, held_out, by_length) + _said_of_the_plateau(curves),
         "checks": [],
     }
 
@@ -114,15 +114,36 @@ def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
     ]
 
 
-def _said_of_the_plateau(curve: Curve) -> list[str]:
-    if on_it := [p for p in curve.used if p.loss >= p.bigram]:
+def _curves(probes: Sequence[Mapping[str, Any]], unique: float, reuse: float) -> dict[str, Curve]:
+    """Return the curve of each preset: fitted to its own probes where enough of them are off the plateau, else to all probes.
+
+    Tokens do not do the same for every size: over the same lengths a smaller model falls faster at first and bends sooner, and
+    one slope for all of them made forecasts that were narrow and wrong (docs/log.md). Where a preset says too little by
+    itself, one slope is the best there is.
+    """
+    curves: dict[str, Curve] = {}
+    shared: Curve | None = None
+    for preset in dict.fromkeys(p["preset"] for p in probes):
+        own = _as_probes([p for p in probes if p["preset"] == preset])
+        if are_enough([p for p in own if p.loss < p.bigram]):
+            curves[preset] = fit_curve(own, unique=unique, reuse=reuse)
+        else:
+            shared = shared or fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
+            curves[preset] = shared
+    return curves
+
+
+def _said_of_the_plateau(curves: Mapping[str, Curve]) -> list[str]:
+    used = list(dict.fromkeys(probe for curve in curves.values() for probe in curve.used))
+    if on_it := [p for p in used if p.loss >= p.bigram]:
         return [
-            f"{len(on_it)} of the {len(curve.used)} probes it rests on did not get below the bigram, and too few did: runs that"
+            f"{len(on_it)} of the {len(used)} probes it rests on did not get below the bigram, and too few did: runs that"
             " short follow no curve yet, and the truth may lie outside the interval. Give a smaller --largest, or more minutes."
         ]
-    if not curve.left_out:
+    left_out = list(dict.fromkeys(probe for curve in curves.values() for probe in curve.left_out))
+    if not left_out:
         return []
-    lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in curve.left_out)
+    lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in left_out)
     return [
         f"Left out of the curve are the probes of {lengths} tokens: they did not get below the bigram, and a run that short"
         " follows no curve yet."
@@ -136,8 +157,8 @@ def _largest_from_the_rest(
     longest = max(probes, key=lambda p: p["tokens"] * p["active"])
     rest = [p for p in probes if p["preset"] != longest["preset"] or p["tokens"] < longest["tokens"]]
     try:
-        curve = fit_curve(_as_probes(rest), unique=unique, reuse=reuse)
-    except DataError:
+        curve = _curves(rest, unique, reuse)[longest["preset"]]
+    except (DataError, KeyError):  # too few are left, or none of that preset
         return None
     found = curve.forecast(longest["active"], longest["tokens"])
     return {
@@ -151,7 +172,7 @@ def _largest_from_the_rest(
 
 
 def _drawn(
-    curve: Curve, probes: Sequence[Mapping[str, Any]], forecasts: Mapping[str, Any]
+    curves: Mapping[str, Curve], probes: Sequence[Mapping[str, Any]], forecasts: Mapping[str, Any]
 ) -> dict[str, list[list[float]]]:
     """Return points of each preset's curve: tokens, median, low, high."""
     lines = {}
@@ -160,7 +181,7 @@ def _drawn(
         points = []
         for share in range(25):
             tokens = first * (told["tokens"] / first) ** (share / 24)
-            found = curve.forecast(told["active"], tokens)
+            found = curves[preset].forecast(told["active"], tokens)
             points.append([tokens, found.loss, found.low, found.high])
         lines[preset] = points
     return lines
@@ -226,7 +247,7 @@ def check(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise IncompatibleError(
             f"{path} is of preset {preset}, which has no probes here.", hint=f"--presets {preset}"
         )
-    curve = fit_curve(_as_probes(plan["probes"]), unique=plan["unique_tokens"], reuse=plan["reuse"])
+    curve = _curves(plan["probes"], plan["unique_tokens"], plan["reuse"])[preset]
     found = curve.forecast(plan["forecasts"][preset]["active"], float(summary["tokens"]))
     largest = max(p["tokens"] for p in plan["probes"] if p["preset"] == preset)
     return {

@@ -29,7 +29,7 @@ import numpy as np
 
 from seedbed.errors import DataError
 
-__all__ = ["REUSE", "Curve", "Forecast", "Probe", "effective_tokens", "fit_curve"]
+__all__ = ["REUSE", "Curve", "Forecast", "Probe", "are_enough", "effective_tokens", "fit_curve"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -152,7 +152,7 @@ def fit_curve(
     Raises:
         DataError: too few probes, or none that learned more than the shortest.
     """
-    if not _are_enough(probes):
+    if not are_enough(probes):
         raise DataError(
             f"{len(probes)} probes of {len({p.tokens for p in probes})} lengths say too little of a curve.",
             hint="finish the probes: four of them, of three lengths",
@@ -209,7 +209,8 @@ def fit_curve(
     )
 
 
-def _are_enough(probes: Sequence[Probe]) -> bool:
+def are_enough(probes: Sequence[Probe]) -> bool:
+    """Say whether a curve can be fitted: four probes of three lengths."""
     return len(probes) >= 4 and len({p.tokens for p in probes}) >= 3
 
 
@@ -217,7 +218,7 @@ def _past_the_plateau(probes: Sequence[Probe]) -> Sequence[Probe]:
     """Return the probes below the bigram; where too few are, the lowest of the others with them."""
     past = [p for p in probes if p.loss < p.bigram]
     for probe in sorted((p for p in probes if p not in past), key=lambda p: p.loss):
-        if _are_enough(past):
+        if are_enough(past):
             break
         past.append(probe)
     return [p for p in probes if p in past]
