@@ -39,7 +39,26 @@ def test_an_experiment_is_valid_and_explained(path):
     assert len(folders) == len(config.arms) * len(config.seed_list())
 
 
-RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+PUBLISHED = sorted((ROOT / "experiments" / "results").glob("*.json"))
+PLANS = [path for path in PUBLISHED if path.stem.startswith("plan-")]
+RESULTS = [path for path in PUBLISHED if path not in PLANS]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_a_published_plan_was_checked_and_the_docs_say_how_it_ended(path):
+    text = path.read_text(encoding="utf-8")
+    assert path.with_suffix(".png").stat().st_size > 5_000
+    assert not re.search(r'"(/|~/|\.\./)', text)
+    told, said = json.loads(text), (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    assert told["checks"]
+    for check in told["checks"]:
+        row = [
+            f"{check['forecast']:.3f}",
+            f"{check['low']:.3f} to {check['high']:.3f}",
+            f"{check['loss']:.3f}",
+        ]
+        side = "inside" if check["is_inside"] else "**outside**"
+        assert " | ".join([*row, f"{check['error']:+.3f}, {side}"]) in said
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)

@@ -1,6 +1,7 @@
-"""Copy what a comparison came to into experiments/results: its JSON, without this machine's folders, and its page as a PNG.
+"""Copy a comparison or a plan into experiments/results: its JSON, without this machine's folders, and its page as a PNG.
 
     python tools/publish_result.py runs/batch-masked batch_masked
+    python tools/publish_result.py runs/plan plan-causal                                  a plan, with what was checked
     python tools/publish_result.py experiments/results/batch_masked.json batch_masked     draws it anew
 
 The picture is taken by Chromium, whose command is --browser.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.compare.page import build_page, drawings
+from seedbed.compare.planning import plan_page
 from seedbed.page import standalone
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
@@ -28,7 +30,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "out", type=Path, help="folder of the comparison; or its JSON, also one published before"
+        "out", type=Path, help="folder of the comparison or plan; or its JSON, also one published before"
     )
     parser.add_argument(
         "name", help="of the files: the experiment's, and after a hyphen what else there is to say"
@@ -39,7 +41,9 @@ def main() -> None:
     parser.add_argument("--browser", default="chromium")
     parser.add_argument("--height", type=int, default=12500, help="of the picture, at most")
     options = parser.parse_args()
-    source = options.out / "compare.json" if options.out.is_dir() else options.out
+    # A plan's folder has the comparison of its probes too.
+    outcomes = [options.out / name for name in ("plan.json", "compare.json")]
+    source = next((path for path in outcomes if path.exists()), options.out)
     told = without_folders(json.loads(source.read_text(encoding="utf-8")))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{options.name}.json").write_text(
@@ -50,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         # Of what is published: the page in `out` shows this machine's folders.
-        page.write_text(build_page(told), encoding="utf-8")
+        page.write_text(plan_page(told) if "forecasts" in told else build_page(told), encoding="utf-8")
         picture(page, RESULTS / f"{options.name}.png", options.browser, options.height)
 
 

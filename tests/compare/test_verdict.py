@@ -151,7 +151,7 @@ def test_a_run_that_is_missing_costs_no_other():
     verdict = judge(results)
     assert list(verdict.worse) == ["bad"]
     said = " ".join(verdict.sentences)
-    assert "3 seeds (1 runs are not there, and allowed for)" in said
+    assert "3 seeds (1 run is not there, and allowed for)" in said
 
 
 def test_one_seed_and_no_items_says_that_nothing_can_be_said():

@@ -207,7 +207,7 @@ def _advice(
             f"{', '.join(close)} may do as well; {smaller} is the smallest of them, and the cheapest to use afterwards."
         )
     others = [
-        f"{duration(60 * told['minutes'])} {told['loss']:.2f} ({told['preset']}, {told['epochs']:.1f} passes)"
+        f"{told['loss']:.2f} in {duration(60 * told['minutes'])} ({told['preset']}, {told['epochs']:.1f} passes)"
         for told in by_length
         if told["times"] != 1
     ]

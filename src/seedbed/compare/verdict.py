@@ -295,7 +295,10 @@ def _sentences(verdict: Verdict, results: Results, *, level: float, cost: str) -
         ]
     said: list[str] = []
     others = [a for a in verdict.best if a != first]
-    lacking = f" ({differences.missing} runs are not there, and allowed for)" if differences.missing else ""
+    number = differences.missing
+    lacking = (
+        f" ({number} run{'s are' if number > 1 else ' is'} not there, and allowed for)" if number else ""
+    )
     basis = (
         f"{differences.blocks} seeds{lacking}"
         if verdict.over == "seeds"
