@@ -299,7 +299,7 @@ def check_rows(plan: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of forecasts and outcomes."""
     rows = [
         [
-            c["run"],
+            Path(c["run"]).name,  # a terminal has no room for folders
             f"{c['times_the_largest_probe']:.1f}",
             f"{c['forecast']:.3f} ({c['low']:.3f} to {c['high']:.3f})",
             f"{c['loss']:.3f}",
