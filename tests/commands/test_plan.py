@@ -36,7 +36,9 @@ def test_probes_forecast_and_check(tmp_path, capsys):
     assert told_plan["by_length"][1]["loss"] == told["loss"]
     losses = [told["loss"] for told in told_plan["by_length"]]
     assert losses == sorted(losses, reverse=True), "longer is better"
-    assert any(line.startswith("By the same curve, ") and " in 3 s (tiny" in line for line in told_plan["advice"])
+    assert any(
+        line.startswith("By the same curve, ") and " in 3 s (tiny" in line for line in told_plan["advice"]
+    )
     page = (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
     assert "tiny, probes" in page
     # The run that was planned, and what was said of it; no probe is trained again.

@@ -45,7 +45,7 @@ LENGTHS = {
 
 
 def test_each_preset_goes_by_its_own_curve():
-    plan = make_plan(results(LENGTHS), SPEEDS, 10.0)
+    plan = make_plan(results(LENGTHS, bigram=1.0), SPEEDS, 10.0)
     for preset, told in plan["forecasts"].items():
         truth = line(preset, told["tokens"])
         assert told["low"] <= truth <= told["high"]
@@ -67,9 +67,17 @@ def test_a_preset_on_the_plateau_leans_on_the_others():
     assert {preset for preset, _ in below} == {"tiny", "mini"}
     assert len(below) == 3
     assert any("did not get below the bigram" in line for line in masked["advice"])
-    causal = make_plan(results(LENGTHS), SPEEDS, 10.0)
+    off = make_plan(results(LENGTHS, kind="masked", bigram=9.0), SPEEDS, 10.0)
     wide = {p: told["high"] - told["low"] for p, told in masked["forecasts"].items()}
-    assert all(wide[p] > told["high"] - told["low"] for p, told in causal["forecasts"].items())
+    assert all(wide[p] > told["high"] - told["low"] for p, told in off["forecasts"].items())
+
+
+def test_a_causal_model_has_no_plateau_and_bends_at_the_bigram():
+    causal = make_plan(results(LENGTHS), SPEEDS, 10.0)
+    assert not any("bigram" in line for line in causal["advice"])
+    straight = make_plan(results(LENGTHS, bigram=1.0), SPEEDS, 10.0)
+    for preset, told in causal["forecasts"].items():
+        assert told["loss"] > straight["forecasts"][preset]["loss"] + 0.05
 
 
 def test_longer_is_told_and_never_worse():

@@ -53,6 +53,56 @@ def test_a_straight_line_over_the_logarithm_is_forecast():
     assert abs(float(np.median(errors))) < 0.1
 
 
+def bent(tokens, *, slope, exponent, bend=5.45, at=2e6):
+    """Fall along a straight line down to the bend, and as a power of the tokens from there on."""
+    x = math.log(tokens / at)
+    return bend - slope * (x if x < 0 else (1.0 - math.exp(-exponent * x)) / exponent)
+
+
+@pytest.mark.parametrize("last", [1e6, 2e6, 16e6], ids=["above the bend", "at it", "all past it"])
+def test_a_curve_that_bends_is_held(last):
+    draw = np.random.default_rng(9)
+    held, widths, straight = 0, [], 0
+    for _ in range(100):
+        truth = {"slope": draw.uniform(0.5, 0.65), "exponent": draw.normal(0.35, 0.15)}
+        planted = [
+            Probe(2e6, d, bent(d, **truth) + 0.01 * draw.normal())
+            for d in (last / 8, last / 4, last / 2, last)
+            for _ in range(3)
+        ]
+        if last > 2e6:
+            planted = [p for p in planted if p.tokens > 2e6]
+        outcome = bent(4 * last, **truth) + 0.01 * draw.normal()
+        found = fit_curve(planted, bend=5.45).forecast(2e6, 4 * last)
+        held += found.low <= outcome <= found.high
+        widths.append(found.high - found.low)
+        blind = fit_curve(planted).forecast(2e6, 4 * last)
+        straight += blind.low <= outcome <= blind.high
+    assert held >= 84
+    assert float(np.median(widths)) < 0.35
+    assert straight < held or last > 2e6
+
+
+def test_probes_past_the_bend_are_fitted_alone_where_they_are_enough():
+    lengths = (0.5e6, 1e6, 4e6, 8e6, 16e6)
+    probes = [Probe(2e6, d, bent(d, slope=0.6, exponent=0.4)) for d in lengths for _ in range(2)]
+    curve = fit_curve(probes, bend=5.45)
+    assert {p.tokens for p in curve.used} == {4e6, 8e6, 16e6}
+    assert curve.bend is None
+    assert curve.forecast(2e6, 64e6).loss == pytest.approx(bent(64e6, slope=0.6, exponent=0.4), abs=0.1)
+    few = fit_curve(probes[:6], bend=5.45)
+    assert few.bend == 5.45
+    assert len(few.used) == 6
+
+
+def test_a_bend_that_is_not_reached_changes_nothing():
+    draw = np.random.default_rng(10)
+    planted = [
+        Probe(2e6, d, 6.0 - 0.5 * math.log(d / 1e6) + 0.01 * draw.normal()) for d in (2e5, 4e5, 8e5, 1e6)
+    ]
+    assert fit_curve(planted, bend=1.0).forecast(2e6, 4e6) == fit_curve(planted).forecast(2e6, 4e6)
+
+
 def test_the_lowest_of_the_plateau_are_taken_where_too_few_left_it():
     found = fit_curve(
         [Probe(2e6, d, 4.8 - 0.8 * math.log(d / 3.4e6), 5.4) for d in (3e5, 6e5, 1.2e6, 2.4e6, 3.4e6)]

@@ -33,10 +33,14 @@ def preset_of(arm: str) -> str:
 def plateau_of(result: Mapping[str, Any]) -> float | None:
     """Return the loss above which a finished run may still be on the plateau of words and their neighbours; None: it has none.
 
-    Every token of a causal model's text is a target, and its loss falls along the curve from the first tenths of a million
-    tokens on, far above the bigram (docs/compare.md).
+    Every token of a causal model's text is a target, and its loss falls along a line from the first tenths of a million
+    tokens on, far above the bigram, to bend there (docs/compare.md).
     """
-    bigram = None if result["kind"] == "causal" else result["baselines"].get("bigram")
+    return None if result["kind"] == "causal" else _bigram(result)
+
+
+def _bigram(result: Mapping[str, Any]) -> float | None:
+    bigram = result["baselines"].get("bigram")
     return None if bigram is None else float(bigram)
 
 
@@ -61,16 +65,15 @@ def make_plan(
             "active": r["flops"] / max(1, r["tokens"]) / 6,
             "tokens": r["tokens"],
             "loss": r["valid"]["loss"],
-            "bigram": plateau_of(r),
+            "bigram": _bigram(r),
             "unique": r["train_tokens"],
         }
         for (arm, seed), r in results.items()
     ]
     unique = float(probes[0]["unique"])
     kind = next(str(r["kind"]) for r in results.values())
-    reuse = REUSE["causal" if kind == "causal" else "masked"]
-    curves = _curves(probes, unique, reuse)
-    held_out = _largest_from_the_rest(probes, unique, reuse)
+    curves = _curves(probes, unique, kind)
+    held_out = _largest_from_the_rest(probes, unique, kind)
     active = {p["preset"]: p["active"] for p in probes}
 
     def forecast(preset: str, minutes: float) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def make_plan(
     return {
         "minutes": minutes,
         "unique_tokens": unique,
-        "reuse": reuse,
+        "kind": kind,
         "probes": probes,
         "forecasts": forecasts,
         "by_length": by_length,
@@ -107,28 +110,40 @@ def make_plan(
     }
 
 
-def _as_probes(probes: Sequence[Mapping[str, Any]]) -> list[Probe]:
+def _as_probes(probes: Sequence[Mapping[str, Any]], kind: str) -> list[Probe]:
+    """Return probes with their plateau, which a causal model has none of."""
     return [
-        Probe(p["active"], p["tokens"], p["loss"], math.inf if p["bigram"] is None else p["bigram"])
+        Probe(
+            p["active"],
+            p["tokens"],
+            p["loss"],
+            math.inf if kind == "causal" or p["bigram"] is None else p["bigram"],
+        )
         for p in probes
     ]
 
 
-def _curves(probes: Sequence[Mapping[str, Any]], unique: float, reuse: float) -> dict[str, Curve]:
+def _curves(probes: Sequence[Mapping[str, Any]], unique: float, kind: str) -> dict[str, Curve]:
     """Return the curve of each preset: fitted to its own probes where enough of them are off the plateau, else to all probes.
 
     Tokens do not do the same for every size: over the same lengths a smaller model falls faster at first and bends sooner, and
     one slope for all of them made forecasts that were narrow and wrong (docs/log.md). Where a preset says too little by
     itself, one slope is the best there is.
     """
+    is_causal = kind == "causal"
+    told: dict[str, Any] = {
+        "unique": unique,
+        "reuse": REUSE["causal" if is_causal else "masked"],
+        "bend": probes[0]["bigram"] if is_causal else None,
+    }
     curves: dict[str, Curve] = {}
     shared: Curve | None = None
     for preset in dict.fromkeys(p["preset"] for p in probes):
-        own = _as_probes([p for p in probes if p["preset"] == preset])
+        own = _as_probes([p for p in probes if p["preset"] == preset], kind)
         if are_enough([p for p in own if p.loss < p.bigram]):
-            curves[preset] = fit_curve(own, unique=unique, reuse=reuse)
+            curves[preset] = fit_curve(own, **told)
         else:
-            shared = shared or fit_curve(_as_probes(probes), unique=unique, reuse=reuse)
+            shared = shared or fit_curve(_as_probes(probes, kind), **told)
             curves[preset] = shared
     return curves
 
@@ -151,13 +166,13 @@ def _said_of_the_plateau(curves: Mapping[str, Curve]) -> list[str]:
 
 
 def _largest_from_the_rest(
-    probes: Sequence[Mapping[str, Any]], unique: float, reuse: float
+    probes: Sequence[Mapping[str, Any]], unique: float, kind: str
 ) -> dict[str, Any] | None:
     """Forecast the longest probe from those half as long and shorter: the error there can be seen now."""
     longest = max(probes, key=lambda p: p["tokens"] * p["active"])
     rest = [p for p in probes if p["preset"] != longest["preset"] or p["tokens"] < longest["tokens"]]
     try:
-        curve = _curves(rest, unique, reuse)[longest["preset"]]
+        curve = _curves(rest, unique, kind)[longest["preset"]]
     except (DataError, KeyError):  # too few are left, or none of that preset
         return None
     found = curve.forecast(longest["active"], longest["tokens"])
@@ -247,7 +262,7 @@ def check(plan: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise IncompatibleError(
             f"{path} is of preset {preset}, which has no probes here.", hint=f"--presets {preset}"
         )
-    curve = _curves(plan["probes"], plan["unique_tokens"], plan["reuse"])[preset]
+    curve = _curves(plan["probes"], plan["unique_tokens"], plan["kind"])[preset]
     found = curve.forecast(plan["forecasts"][preset]["active"], float(summary["tokens"]))
     largest = max(p["tokens"] for p in plan["probes"] if p["preset"] == preset)
     return {

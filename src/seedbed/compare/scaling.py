@@ -14,8 +14,13 @@ distribution), and a forecast is the mixture of all. With one size the term of N
 small models that have just left the plateau of words and their neighbours were seen to fall along the straight line over a
 tenfold length (masked, English Wikipedia, 1.2 to 12 M tokens), faster than any power of D above a floor of 0; so b is expected
 between -0.2 and 0.3, and more is believed where the probes show it.
-On the plateau and on the way off it a run follows no curve. Probes that did not get below the bigram are left out, as long as
-enough of them remain, and else all but the lowest.
+On the plateau and on the way off it a masked run follows no curve. Probes that did not get below the bigram are left out, as
+long as enough of them remain, and else all but the lowest.
+A causal run has no plateau: it learns which token follows which along a straight line over log D, and bends once it knows that.
+Where a bend is given (the bigram), the curve of probes that are above it holds down to it, or to the longest probe, and goes on
+from there with the same slope and another exponent, expected at 0.35 give or take 0.15. Hoffmann et al. find 0.28 to 0.37 on the
+way to their floor; tiny and mini on English Wikipedia showed 0.3 to 0.6 from there on, and none before (docs/log.md). Where
+enough probes are past the bend, they alone are fitted, and the exponent is expected there from the start.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ _EXPECTED, _BEYOND = (
     0.3,
     0.15,
 )  # b up to the first as likely as any; beyond it a factor e less with each of the second
+_BENT, _BENT_GIVE = 0.35, 0.15  # b of a causal model that has learned which token follows which
 _SIZE_EXPONENTS = np.linspace(0.05, 0.8, 16)
 _PRIOR_WEIGHT = 3.0  # pseudo-observations of the noise
 _PRIOR_NOISE = 0.02  # nats; two seeds of a mini run differ by about as much
@@ -95,6 +101,7 @@ class Curve:
         reuse: R.
         used: probes the curves were fitted to.
         left_out: probes that are still on the plateau.
+        bend: loss at which the exponent changes; None: it does not.
     """
 
     weights: Array
@@ -109,27 +116,55 @@ class Curve:
     reuse: float
     used: tuple[Probe, ...] = ()
     left_out: tuple[Probe, ...] = ()
+    bend: float | None = None
 
     def forecast(self, parameters: float, tokens: float) -> Forecast:
         """Return the loss a run will end with, and its 90 % interval; the same for the same probes."""
         n = parameters / self.scale[0]
         d = effective_tokens(tokens, self.unique, self.reuse) / self.scale[1]
-        falls = np.array([_fall(d, b) for b in self.exponents])
-        columns = np.stack(
-            [np.ones_like(falls), falls, n**-self.size_exponents][: self.terms.shape[1]], axis=1
-        )  # (G, 3)
-        middle = (columns * self.terms).sum(axis=1)
-        reach = self.noise * np.sqrt(1.0 + np.einsum("gi,gij,gj->g", columns, self.spreads, columns))
         draw = np.random.default_rng(0)
         chosen = draw.choice(len(self.weights), size=_DRAWS, p=self.weights)
-        drawn = middle[chosen] + reach[chosen] * draw.standard_t(self.freedom, _DRAWS)
+        chance = draw.standard_t(self.freedom, _DRAWS)
+        sizes = n ** -self.size_exponents[chosen]
+        falls = _fall(d, self.exponents[chosen])
+        if self.bend is not None:
+            falls = self._bent(falls, d, sizes, chosen, draw.normal(_BENT, _BENT_GIVE, _DRAWS))
+        columns = np.stack([np.ones_like(falls), falls, sizes][: self.terms.shape[1]], axis=1)  # (draws, 3)
+        middle = (columns * self.terms[chosen]).sum(axis=1)
+        reach = self.noise[chosen] * np.sqrt(
+            1.0 + np.einsum("gi,gij,gj->g", columns, self.spreads[chosen], columns)
+        )
+        drawn = middle + reach * chance
         low, median, high = np.maximum(np.quantile(drawn, [0.05, 0.5, 0.95]), 0.0)
         return Forecast(float(median), float(low), float(high))
 
+    def _bent(self, falls: Array, d: float, sizes: Array, chosen: Any, bent: Array) -> Array:
+        """Return falls at d of curves that go on with the exponent `bent` from where they reach the bend."""
+        exponents, terms = self.exponents[chosen], self.terms[chosen]
+        size_terms = terms[:, 2] * sizes if terms.shape[1] > 2 else 0.0
+        at_bend = (self.bend - terms[:, 0] - size_terms) / terms[:, 1]
+        longest = max(effective_tokens(p.tokens, self.unique, self.reuse) for p in self.used) / self.scale[1]
+        start = np.maximum(_length_of(at_bend, exponents), longest)
+        is_past = d > start
+        start = np.where(is_past, start, 1.0)
+        beyond = _fall(start, exponents) + start**-exponents * _fall(d / start, bent)
+        return np.where(is_past, beyond, falls)
 
-def _fall(d: Any, exponent: float) -> Any:
+
+def _fall(d: Any, exponent: Any) -> Any:
     """Return (d^-b - 1) / b, which is -log d for b = 0."""
-    return -np.log(d) if abs(exponent) < 1e-9 else (d**-exponent - 1.0) / exponent
+    is_straight = np.abs(exponent) < 1e-9
+    b = np.where(is_straight, 1.0, exponent)
+    return np.where(is_straight, -np.log(d), (d**-b - 1.0) / b)
+
+
+def _length_of(fall: Array, exponent: Array) -> Array:
+    """Return the d at which the fall is that; infinite where the curve's floor lies above."""
+    is_straight = np.abs(exponent) < 1e-9
+    b = np.where(is_straight, 1.0, exponent)
+    inner = 1.0 + b * fall
+    curved = np.where(inner > 0.0, np.maximum(inner, 1e-12) ** (-1.0 / b), np.where(b > 0.0, np.inf, 0.0))
+    return np.where(is_straight, np.exp(-fall), curved)
 
 
 def effective_tokens(tokens: float, unique: float | None, reuse: float) -> float:
@@ -140,7 +175,11 @@ def effective_tokens(tokens: float, unique: float | None, reuse: float) -> float
 
 
 def fit_curve(
-    probes: Sequence[Probe], *, unique: float | None = None, reuse: float = REUSE["masked"]
+    probes: Sequence[Probe],
+    *,
+    unique: float | None = None,
+    reuse: float = REUSE["masked"],
+    bend: float | None = None,
 ) -> Curve:
     """Weigh the curves on the grid by how well they fit.
 
@@ -148,6 +187,7 @@ def fit_curve(
         probes: four runs or more, of three lengths or more.
         unique: U, tokens of the training split; None: no limit.
         reuse: R.
+        bend: of a causal model, the loss from which on its curve bends; None: of another one.
 
     Raises:
         DataError: too few probes, or none that learned more than the shortest.
@@ -158,6 +198,10 @@ def fit_curve(
             hint="finish the probes: four of them, of three lengths",
         )
     used = _past_the_plateau(probes)
+    past = [] if bend is None else [p for p in used if p.loss < bend]
+    is_bent = are_enough(past)
+    if is_bent:
+        used, bend = past, None
     left_out = tuple(p for p in probes if p not in used)
     probes = used
     n = np.array([p.parameters for p in probes])
@@ -179,7 +223,9 @@ def fit_curve(
             if terms[1] <= 0.0 or (has_sizes and terms[2] < 0.0):  # longer or larger must not be worse
                 continue
             squares = float(((y - columns @ terms) ** 2).sum()) + _PRIOR_WEIGHT * _PRIOR_NOISE**2
-            believed = -max(0.0, b - _EXPECTED) / _BEYOND
+            believed = (
+                -0.5 * ((b - _BENT) / _BENT_GIVE) ** 2 if is_bent else -max(0.0, b - _EXPECTED) / _BEYOND
+            )
             weight = (
                 believed
                 + 0.5 * np.linalg.slogdet(spread)[1]
@@ -206,6 +252,7 @@ def fit_curve(
         reuse=reuse,
         used=tuple(used),
         left_out=left_out,
+        bend=bend,
     )
 
 
