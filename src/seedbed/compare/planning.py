@@ -158,7 +158,7 @@ def _said_of_the_plateau(curves: Mapping[str, Curve]) -> list[str]:
     left_out = list(dict.fromkeys(probe for curve in curves.values() for probe in curve.left_out))
     if not left_out:
         return []
-    lengths = ", ".join(f"{p.tokens / 1e6:.2f} M" for p in left_out)
+    lengths = ", ".join(f"{tokens / 1e6:.2f} M" for tokens in sorted({p.tokens for p in left_out}))
     return [
         f"Left out of the curve are the probes of {lengths} tokens: they did not get below the bigram, and a run that short"
         " follows no curve yet."
