@@ -17,7 +17,7 @@ import yaml
 
 import seedbed
 from seedbed.cli import main
-from seedbed.compare import page
+from seedbed.compare import equal_minutes
 from tiny_runs import tiny_sections, write_sentences
 
 
@@ -309,6 +309,19 @@ def test_arms_of_a_machine_that_changed_its_speed_are_left_out(tmp_path):
     assert outcome_of(tokens, results)["drifted"] == []
 
 
+def test_at_equal_minutes_the_seeds_of_an_arm_read_what_the_first_one_measured(tmp_path, capfd):
+    arms = {"masked": {}, "causal": {"objective": {"name": "causal_lm"}}}
+    # Two seconds of a shared machine are no measurement: any drift is allowed here.
+    path = write(tmp_path, arms=arms, seeds=2, cost={"minutes": 0.03, "max_drift": 100.0})
+    assert main(["compare", str(path), "--only", "masked"]) == 0
+    assert "as seed 0 read in 0.03 minutes" in capfd.readouterr().err
+    first, second = sorted(outcome(tmp_path)["results"], key=lambda r: r["seed"])
+    assert (first["tokens_from"], second["tokens_from"]) == (None, 0)
+    assert first["tokens"] == second["tokens"]
+    assert first["valid"]["loss"] != second["valid"]["loss"]
+    assert outcome(tmp_path)["drifted"] == []
+
+
 def test_what_the_machine_was_too_slow_for_is_trained_again_and_nothing_else(tmp_path, monkeypatch, capfd):
     path = write(tmp_path, seeds=1)
     assert main(["compare", str(path)]) == 0
@@ -319,7 +332,7 @@ def test_what_the_machine_was_too_slow_for_is_trained_again_and_nothing_else(tmp
 
     verdicts: list[list[tuple[str, int]]] = []
     monkeypatch.setattr(
-        page, "usable", lambda config, results: (dict(results), verdicts.pop() if verdicts else [])
+        equal_minutes, "usable", lambda config, results: (dict(results), verdicts.pop() if verdicts else [])
     )
     verdicts.append([("high", 0)])  # of the next question only
     assert main(["compare", str(path), "--again", "--only", "masked"]) == 0

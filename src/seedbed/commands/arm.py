@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from seedbed.artifact import digest_of, write_json
 from seedbed.compare.config import CompareConfig
+from seedbed.compare.equal_minutes import measured_run
 from seedbed.config import validate
 from seedbed.recipe import Recipe
 
@@ -67,8 +68,21 @@ def _training_settings(config: CompareConfig, arm: str, seed: int) -> dict[str, 
     return {key: value for key, value in sections.items() if key not in ("run", "runtime")}
 
 
-def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dict[str, Any]:
+def run_arm(
+    config: CompareConfig,
+    arm: str,
+    seed: int,
+    console: Console,
+    others: Mapping[tuple[str, int], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Train (or go on), judge, write `result.json`; returns it.
+
+    Args:
+        config: of the comparison.
+        arm: of it.
+        seed: of the run.
+        console: told of progress.
+        others: results that are there, by arm and seed: at equal minutes, seeds of an arm read what its first run measured.
 
     Raises:
         Interrupted: a signal; the step was finished and saved.
@@ -93,6 +107,13 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
         if config.cost.flops is not None:
             tokens = max(1, round(config.cost.flops / flops_per_token))
             recipe = recipe.updated(training=recipe.training.updated(budget_tokens=tokens))
+        tokens_from = None
+        if (known := _measured(config, arm, run, others or {})) is not None:
+            tokens_from = known.pop("seed")
+            console.note(
+                f"{known['budget_tokens']:,} tokens, as seed {tokens_from} read in {config.cost.minutes:g} minutes"
+            )
+            recipe = recipe.updated(training=recipe.training.updated(budget_minutes=None, **known))
         summary = pretrain(recipe, prepared, console)
         speeds.append(_product_rate(recipe))
         console.heading(f"judge {arm}, seed {seed}")
@@ -107,6 +128,8 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
             "parameters": summary["parameters"],
             "steps": summary["steps"],
             "tokens": summary["tokens"],
+            "tokens_from": tokens_from,
+            "validation_steps": _resolved(run)["resolved"]["training"]["validation_steps"],
             "train_tokens": prepared.store.split("train").num_tokens,
             "train_seconds": summary["train_seconds"],
             "tokens_per_second": summary["tokens_per_second"],
@@ -124,6 +147,30 @@ def run_arm(config: CompareConfig, arm: str, seed: int, console: Console) -> dic
         result["judge_seconds"] = round(time.perf_counter() - began, 1)
         write_json(path, result)
     return result
+
+
+def _measured(
+    config: CompareConfig, arm: str, run: Path, others: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> dict[str, int] | None:
+    """Return what another seed's run measured, decided when this one begins; None: its own probe says it.
+
+    The seed, and keys of `training`: what is read, and how often it is validated.
+    """
+    path = run / "measured.json"
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    if (run / "pretrain").exists():  # it was begun by a probe, and goes on
+        return None
+    found = measured_run(config, others, arm)
+    if found is None:
+        return None
+    told = {
+        "seed": found["seed"],
+        "budget_tokens": found["tokens"],
+        "validation_steps": found.get("validation_steps", 0),
+    }
+    write_json(path, told)
+    return told
 
 
 def _prepared(config: CompareConfig, recipe: Recipe, console: Console) -> Prepared:
@@ -184,8 +231,12 @@ def _filled_in(run: Path) -> dict[str, Any]:
     """Return what the arm's recipe left to the length of its run: two arms may differ in less than they seem to."""
     from seedbed.commands.settling import filled_in
 
-    said = json.loads((run / "pretrain" / "resolved.json").read_text(encoding="utf-8"))
+    said = _resolved(run)
     return filled_in(said["requested"], said["resolved"])
+
+
+def _resolved(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "pretrain" / "resolved.json").read_text(encoding="utf-8")))
 
 
 def _step_seconds(run: Path) -> float:

@@ -188,7 +188,7 @@ def _take_over(path: Path, config: CompareConfig, console: Console) -> None:
 
 def _renew(config: CompareConfig, console: Console, only: Sequence[str] | None) -> None:
     """Put the runs up again that do not compare with the others."""
-    from seedbed.compare.page import usable
+    from seedbed.compare.equal_minutes import usable
 
     _, drifted = usable(config, results_of(config))
     jobs, board = {(job.arm, job.seed): job for job in _jobs(config)}, _board(config)
@@ -345,7 +345,7 @@ def _one(config: CompareConfig, arm: str, seed: int, console: Console) -> int:
 
     _end_with_parent()
     try:
-        run_arm(config, arm, seed, console)
+        run_arm(config, arm, seed, console, results_of(config) if config.cost.minutes else {})
     except Interrupted as stop:
         return 128 + stop.signal_number
     return 0

@@ -24,7 +24,8 @@ class CostConfig(Config):
     minutes: float | None = Field(
         None,
         gt=0,
-        description="Minutes of training, by a probe of each arm. For a machine with nothing else on it: see max_drift.",
+        description="Minutes of training, by a probe of each arm's first seed, whose tokens the others read. For a machine with"
+        " nothing else on it: see max_drift.",
     )
     own: bool = Field(
         False,
@@ -34,7 +35,7 @@ class CostConfig(Config):
         0.1,
         gt=0.0,
         description="With minutes: how far the speed of a product may lie from its median over all arms, as a share, before an"
-        " arm counts as run on another machine.",
+        " arm that was probed counts as run on another machine.",
     )
 
     @model_validator(mode="after")

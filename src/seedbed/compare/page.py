@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seedbed.compare.config import CompareConfig
+from seedbed.compare.equal_minutes import usable
 from seedbed.compare.statistics import compare_blocks, letters, spread_interval
 from seedbed.compare.verdict import Measure, frontier, judge, measures_of, set_apart
 from seedbed.page import Chart, Dot, Page, Series, Spot, dot_chart, format_number, scatter
 
-__all__ = ["build_page", "drawings", "outcome_of", "overview", "usable"]
+__all__ = ["build_page", "drawings", "outcome_of", "overview"]
 
 _LISTED = 4
 """Of more arms than these, pairs are not listed one by one."""
@@ -165,26 +166,6 @@ def build_page(outcome: Mapping[str, Any]) -> str:
     _where(page, outcome)
     _settings(page, outcome)
     return page.html()
-
-
-def usable(
-    config: CompareConfig, results: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> tuple[dict[tuple[str, int], Mapping[str, Any]], list[tuple[str, int]]]:
-    """Return the results that compare, and which do not: at equal minutes, only those run at one speed of the machine do."""
-    if config.cost.kind != "minutes" or not results:
-        return dict(results), []
-    speeds = {key: [float(s) for s in r["product_gflops"]] for key, r in results.items()}
-    middle = statistics.median(s for own in speeds.values() for s in own)
-    moved = {key: max(abs(s / middle - 1.0) for s in own) for key, own in speeds.items()}
-    # A product takes a second or two. That a machine was slow at the moment a run was planned shows in the tokens it was given.
-    for arm in {arm for arm, _ in results}:
-        tokens = {key: float(r["tokens"]) for key, r in results.items() if key[0] == arm}
-        if len(tokens) > 2:
-            usual = statistics.median(tokens.values())
-            for key, own in tokens.items():
-                moved[key] = max(moved[key], abs(own / usual - 1.0))
-    drifted = [key for key in results if moved[key] > config.cost.max_drift]
-    return {key: r for key, r in results.items() if key not in drifted}, drifted
 
 
 def _told(measure: Measure, level: float) -> dict[str, Any]:
