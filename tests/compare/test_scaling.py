@@ -64,7 +64,7 @@ def test_a_curve_that_bends_is_held(last):
     draw = np.random.default_rng(9)
     held, widths, straight = 0, [], 0
     for _ in range(100):
-        truth = {"slope": draw.uniform(0.5, 0.65), "exponent": draw.normal(0.35, 0.15)}
+        truth = {"slope": draw.uniform(0.5, 0.65), "exponent": draw.normal(0.45, 0.2)}
         planted = [
             Probe(2e6, d, bent(d, **truth) + 0.01 * draw.normal())
             for d in (last / 8, last / 4, last / 2, last)

@@ -18,8 +18,8 @@ On the plateau and on the way off it a masked run follows no curve. Probes that 
 long as enough of them remain, and else all but the lowest.
 A causal run has no plateau: it learns which token follows which along a straight line over log D, and bends once it knows that.
 Where a bend is given (the bigram), the curve of probes that are above it holds down to it, or to the longest probe, and goes on
-from there with the same slope and another exponent, expected at 0.35 give or take 0.15. Hoffmann et al. find 0.28 to 0.37 on the
-way to their floor; tiny and mini on English Wikipedia showed 0.3 to 0.6 from there on, and none before (docs/log.md). Where
+from there with the same slope and another exponent, expected at 0.45 give or take 0.2. Hoffmann et al. find 0.28 to 0.37 on the
+way to their floor; on English and Chinese Wikipedia tiny showed 0.6 and mini 0.24, and none before (docs/log.md). Where
 enough probes are past the bend, they alone are fitted, and the exponent is expected there from the start.
 """
 
@@ -47,7 +47,7 @@ _EXPECTED, _BEYOND = (
     0.3,
     0.15,
 )  # b up to the first as likely as any; beyond it a factor e less with each of the second
-_BENT, _BENT_GIVE = 0.35, 0.15  # b of a causal model that has learned which token follows which
+_BENT, _BENT_GIVE = 0.45, 0.2  # b of a causal model that has learned which token follows which
 _SIZE_EXPONENTS = np.linspace(0.05, 0.8, 16)
 _PRIOR_WEIGHT = 3.0  # pseudo-observations of the noise
 _PRIOR_NOISE = 0.02  # nats; two seeds of a mini run differ by about as much
