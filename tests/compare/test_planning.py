@@ -76,6 +76,8 @@ def test_a_causal_model_has_no_plateau_and_bends_at_the_bigram():
     causal = make_plan(results(LENGTHS), SPEEDS, 10.0)
     assert not any("bigram" in line for line in causal["advice"])
     straight = make_plan(results(LENGTHS, bigram=1.0), SPEEDS, 10.0)
+    assert any("a causal model's curve bends" in line for line in causal["advice"])
+    assert not any("a causal model's curve bends" in line for line in straight["advice"])
     for preset, told in causal["forecasts"].items():
         assert told["loss"] > straight["forecasts"][preset]["loss"] + 0.05
 

@@ -105,7 +105,9 @@ def make_plan(
         "by_length": by_length,
         "held_out": held_out,
         "curve": _drawn(curves, probes, forecasts),
-        "advice": _advice(forecasts, minutes, held_out, by_length) + _said_of_the_plateau(curves),
+        "advice": _advice(forecasts, minutes, held_out, by_length)
+        + _said_of_the_bend(curves, forecasts)
+        + _said_of_the_plateau(curves),
         "checks": [],
     }
 
@@ -146,6 +148,18 @@ def _curves(probes: Sequence[Mapping[str, Any]], unique: float, kind: str) -> di
             shared = shared or fit_curve(_as_probes(probes, kind), **told)
             curves[preset] = shared
     return curves
+
+
+def _said_of_the_bend(curves: Mapping[str, Curve], forecasts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say where a forecast lies past a bend that too few probes have reached."""
+    bends = {preset: bend for preset, curve in curves.items() if (bend := curve.bend) is not None}
+    if not (guessed := [preset for preset, bend in bends.items() if forecasts[preset]["loss"] < bend]):
+        return []
+    return [
+        f"The forecast for {' and '.join(guessed)} lies below {bends[guessed[0]]:.2f}, what a table of neighbouring tokens comes"
+        " to, where a causal model's curve bends; too few probes are past it to show how sharply. The bend is what other runs"
+        " showed, so the truth may lie outside the interval; a smaller --largest shows more of it."
+    ]
 
 
 def _said_of_the_plateau(curves: Mapping[str, Curve]) -> list[str]:

@@ -19,7 +19,7 @@ long as enough of them remain, and else all but the lowest.
 A causal run has no plateau: it learns which token follows which along a straight line over log D, and bends once it knows that.
 Where a bend is given (the bigram), the curve of probes that are above it holds down to it, or to the longest probe, and goes on
 from there with the same slope and another exponent, expected at 0.45 give or take 0.2. Hoffmann et al. find 0.28 to 0.37 on the
-way to their floor; on English and Chinese Wikipedia tiny showed 0.6 and mini 0.24, and none before (docs/log.md). Where
+way to their floor; on English and Chinese Wikipedia tiny showed 0.6 from there on, and none before (docs/log.md). Where
 enough probes are past the bend, they alone are fitted, and the exponent is expected there from the start.
 """
 
